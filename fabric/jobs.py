@@ -111,6 +111,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lists: tuple[tuple[str, tuple[Content, ...]], ...] = ()
     strata: tuple[Part, ...] = ()  # the system: its stratum artifacts, for /baserock
 
+    @property
+    def made_of(self) -> list[tuple[str, str]]:
+        """(key, artifact) of each step whose bytes it is made from; artifact "": all of them."""
+        if self.kind == "chunk":
+            return [(one.key, "") for one in self.staged]
+        if self.kind == "stratum":  # a list of names
+            return []
+        return [(one.key, one.artifact) for _, contents in self.lists for one in contents]
+
 
 class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
     """Stored bytes, named by their SHA-256."""
@@ -147,6 +156,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     log_name: LogName = ""
     metadata: dict[str, str] = {}
     staged: tuple[str, ...] = ()  # keys of the chunks it was built with
+    #: what it was made from, by content, parallel to `Job.made_of`: of a chunk the output of each
+    #: that was staged (`contents.output_of`); of a system the archive of each of its contents, ""
+    #: if it has no files; (): not recorded
+    input_digests: tuple[OptionalSha256, ...] = ()
     inputs: dict[str, str] = {}  # its other inputs (`fabric.inputs`); {}: not recorded
     seconds: float = 0.0  # wall time of the build
     builder: str = ""  # name of the worker

@@ -35,6 +35,7 @@ from fabric.host.cancel import CancelToken, abandonable
 from fabric.host.progress import in_phase
 from fabric.inputs import inputs
 from fabric.jobs import COPIED, Artifact, Job, Manifest
+from fabric.trove.artifacts.contents import output_of
 
 if TYPE_CHECKING:
     from fabric.trove.artifacts.substituters import Substituters
@@ -160,8 +161,9 @@ def _build(
         layer: Path | None = None
         remarks: tuple[str, ...] = ()
         perturbed: tuple[str, ...] = ()
+        digests: tuple[str, ...] = ()
         if job.kind == "chunk":
-            packed, layer, perturbed = build_chunk(
+            packed, layer, perturbed, digests = build_chunk(
                 job,
                 workspace,
                 scratch,
@@ -173,7 +175,7 @@ def _build(
                 engine=engine,
             )
         elif job.kind == "system":
-            packed, remarks, perturbed = build_system(
+            packed, remarks, perturbed, digests = build_system(
                 job, workspace, scratch, log, cancel, limits, phase
             )
         else:
@@ -184,15 +186,17 @@ def _build(
         manifest = replace(
             _manifest(job, packed, log, time.monotonic() - began, builder, remarks),
             perturbed=perturbed,
+            input_digests=digests,
         )
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None
         }
         if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
-        _store(manifest, files, workspace, cancel)
-        if layer is not None and not job.rebuild_of:  # nothing is built with it
-            workspace.layers.adopt(job.key, layer)
+        first = _store(manifest, files, workspace, cancel)
+        # nothing is built with a rebuild, nor with what is not in the store
+        if layer is not None and not job.rebuild_of and first:
+            workspace.layers.adopt(job.key, layer, output_of(manifest))
     except BuildFailed as error:
         # an engine's build tree is lost; that of an edit is kept for the next build
         if error.elsewhere or (job.source is not None and job.source.edit):
@@ -218,16 +222,15 @@ def _store(
     workspace: Workspace,
     cancel: CancelToken,
     sealed: bytes = b"",
-) -> None:
-    """Store the result; ``sealed`` as for `Store.put`.
+) -> bool:
+    """Store the result, and return whether it was the first; ``sealed`` as for `Store.put`.
 
     Cancelled during a large upload, which then goes on in its thread: it may succeed, and otherwise
     leaves no manifest.
     """
     if sum(blob.size for blob in manifest.blobs()) < _LARGE:
-        workspace.store.put(manifest, files, sealed)
-        return
-    abandonable(lambda _: workspace.store.put(manifest, files, sealed), cancel, "storing")
+        return workspace.store.put(manifest, files, sealed)
+    return abandonable(lambda _: workspace.store.put(manifest, files, sealed), cancel, "storing")
 
 
 def _manifest(

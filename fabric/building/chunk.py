@@ -35,6 +35,7 @@ class Built(NamedTuple):
     archives: dict[str, Packed | None]  # by artifact; None for an empty one
     layer: Path | None  # a tree equal to all of them unpacked, if there is one
     perturbed: tuple[str, ...] = ()  # as in `Manifest`
+    input_digests: tuple[str, ...] = ()  # as in `Manifest`
 
 
 def build_chunk(
@@ -56,6 +57,7 @@ def build_chunk(
     """
     phase("fetch")
     perturbed: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     if job.mode == "import":
         limits = limits.begun()
         phase("install")
@@ -72,11 +74,11 @@ def build_chunk(
         else:
             area = _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
         inst = area.inst
-        perturbed = area.perturbed
+        perturbed, outputs = area.perturbed, area.outputs
     phase("store")
     limits = limits.begun()
     built = pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
-    return built._replace(perturbed=perturbed)
+    return built._replace(perturbed=perturbed, input_digests=outputs)
 
 
 def _imported(

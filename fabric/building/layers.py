@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.host.cancel import CancelToken
-from fabric.host.files import clear
+from fabric.host.files import clear, remember
 from fabric.host.progress import Moved, Progress, silent, unmoved
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
@@ -143,6 +144,15 @@ class Layer(msgspec.Struct, frozen=True):
 
     path: Path
     index: Index
+    output: str  # digest in hex of what it was unpacked from (`contents.output_of`)
+
+
+class Stack(NamedTuple):
+    """Directories to overlay for staged chunks."""
+
+    paths: list[Path]  # the lowest first
+    has: frozenset[bytes]  # which of _NOTED they have
+    outputs: tuple[str, ...]  # of each chunk: `Layer.output`
 
 
 class Layers:
@@ -161,8 +171,8 @@ class Layers:
         cancel: CancelToken,
         report: Progress = silent,
         moved: Moved = unmoved,
-    ) -> tuple[list[Path], frozenset[bytes]]:
-        """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
+    ) -> Stack:
+        """The directories to overlay for ``staged``.
 
         Missing layers are fetched, which ``moved`` follows, and unpacked.  So are layers that have
         changed on the disk, for which ``report`` is called.  BuildFailed if two chunks conflict,
@@ -175,13 +185,13 @@ class Layers:
             if len(block) == 1 and not moves:
                 found.append(layer.path)
             else:
-                group = [(laid[key][0].path, laid[key][1]) for key in block]
-                found.append(self._merged(group, cancel, report))
+                found.append(self._merged([laid[key] for key in block], cancel, report))
         # Equal chunks share a layer, which overlayfs does not take twice: the topmost counts.
         found = [*dict.fromkeys(reversed(found))][::-1]
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
-        return found, frozenset(path for layer, _ in laid.values() for path in layer.index.has)
+        has = frozenset(path for layer, _ in laid.values() for path in layer.index.has)
+        return Stack(found, has, tuple(laid[one.key][0].output for one in staged))
 
     def laid(
         self,
@@ -219,19 +229,27 @@ class Layers:
         report: Progress = silent,
     ) -> Path:
         """The directory identified by ``names`` (any plain data), made if it is missing."""
+
+        def unnamed(into: Path) -> bytes:
+            make(into)
+            return b""
+
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
         path = self.session.root / "merged" / digest
         self.session.hold(digest)
         if not (mark_used(path) and (digest in self._checked or self._believed(path))):
             with self.session.locked(digest, cancel):
-                self._make_sure(path, make, lambda tree: b"", report, times=False)  # noqa: ARG005
+                self._make_sure(path, unnamed, lambda tree: b"", report, times=False)  # noqa: ARG005
         return path
 
-    def adopt(self, key: str, tree: Path) -> None:
-        """Rename ``tree`` to the layer of the chunk ``key``, unless that exists."""
+    def adopt(self, key: str, tree: Path, output: bytes) -> None:
+        """Rename ``tree`` to the layer of the chunk ``key``, unless that exists.
+
+        It is what unpacking the artifacts with the digest ``output`` would give.
+        """
         path = self._path(key)
         if not path.exists():
-            self._record(key, Record(table_of(tree)))
+            self._record(key, Record(table_of(tree), origin=output))
         self._rename(tree, path)
 
     def check(self, key: str, cancel: CancelToken, report: Progress) -> None:
@@ -263,7 +281,7 @@ class Layers:
 
     def _merged(
         self,
-        group: Sequence[tuple[Path, Moves]],
+        group: Sequence[tuple[Layer, Moves]],
         cancel: CancelToken,
         report: Progress,
     ) -> Path:
@@ -271,12 +289,12 @@ class Layers:
 
         def make(into: Path) -> None:
             merger = Merger(into)
-            for path, moves in group:
+            for layer, moves in group:
                 cancel.check()
-                merger.lay(path, moves=dict(moves))
+                merger.lay(layer.path, moves=dict(moves))
             merger.finish(MTIME)
 
-        return self.made([(path.name, moves) for path, moves in group], make, cancel, report)
+        return self.made([(layer.output, moves) for layer, moves in group], make, cancel, report)
 
     def _bring(self, keys: Sequence[str], cancel: CancelToken, moved: Moved) -> None:
         """Fetch the artifacts of missing layers, in parallel."""
@@ -290,13 +308,16 @@ class Layers:
         """The layer of a chunk, which must be held; it is unpacked if it is missing."""
         path = self._path(self._layer_name(key))
         record = self._believed(path) if mark_used(path) else None
+        if record is not None and not record.origin:  # written by an older version
+            clear(self._record_file(path.name))
+            record = None
         if record is None:
             with self.session.locked(f"layer-{path.name}", cancel):
                 record = self._make_sure(
                     path, lambda into: self._unpack(key, into, cancel), _indexed, report
                 )
         index = _decode(record.about) if record.about else look_through(path)[0]
-        layer = self._known[key] = Layer(path, index)
+        layer = self._known[key] = Layer(path, index, record.origin.hex())
         return layer
 
     # -- trees on the disk, and whether they are as recorded -----------------------------------
@@ -320,7 +341,7 @@ class Layers:
     def _make_sure(
         self,
         path: Path,
-        make: Callable[[Path], None],
+        make: Callable[[Path], bytes],
         about: Callable[[Path], bytes],
         report: Progress,
         *,
@@ -329,23 +350,25 @@ class Layers:
         """Make the tree at ``path`` by ``make`` unless it is as recorded; return its record.
 
         The caller has its lock.  A tree that differs from its record is made again beside it, and
-        replaced if they differ (without ``times``: in more than their times).  ``about`` gives the
-        data to record of the tree.
+        replaced if they differ (without ``times``: in more than their times).  ``make`` returns the
+        digest of what it makes the tree from, and ``about`` the data to record of the tree.
         """
         record = self._believed(path)
         if record is not None:  # another process made it before we had the lock
             return record
         scratch = self.session.scratch()
         try:
-            make(scratch)
+            origin = make(scratch)
             if wrong := _difference(scratch, path, times=times):
                 report(f"{path} has changed on the disk, at {wrong!r}: it is made again")
                 # other builds may have it mounted, so it is deleted when this process ends
                 path.rename(self.session.scratch() / path.name)
+                # other processes may know the former one
+                remember(self.session.root / "cleaned", b"")
             self._rename(scratch, path)
         finally:
             self.session.discard(scratch)
-        record = Record(table_of(path), about(path))
+        record = Record(table_of(path), about(path), origin)
         self._record(path.name, record)
         self._checked.add(path.name)
         return record
@@ -365,7 +388,8 @@ class Layers:
     def _record(self, name: str, record: Record) -> None:
         write_record(self._record_file(name), record, self.session.unused_name())
 
-    def _unpack(self, key: str, into: Path, cancel: CancelToken) -> None:
+    def _unpack(self, key: str, into: Path, cancel: CancelToken) -> bytes:
+        """Unpack the artifacts of a chunk; returns the digest of its output."""
         manifest = self._store.manifest(key)
         if manifest is None:
             raise MachineFault(
@@ -377,6 +401,7 @@ class Layers:
                 with self._store.open(artifact.blob, key, cancel.check) as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
+        return output_of(manifest)
 
 
 def _difference(fresh: Path, path: Path, *, times: bool) -> str:

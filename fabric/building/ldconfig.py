@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fabric.building import overlay, sandbox
 from fabric.building.build_script import PATH, CommandList, script
-from fabric.building.layers import Layers
+from fabric.building.layers import Layers, Stack
 from fabric.building.log import Log
 from fabric.building.tree import copy, scan
 from fabric.definitions.environment import SYSTEM_PATH
@@ -21,13 +21,13 @@ RUBBISH = b"var/cache/ldconfig/aux-cache"
 
 
 def linked(
-    lower: list[Path],
+    stack: Stack,
     layers: Layers,
     log: Log,
     cancel: CancelToken,
     limits: sandbox.Limits,
 ) -> Path:
-    """A layer with all changes by ldconfig to the staging area of the layers ``lower``.
+    """A layer with all changes by ldconfig to the staging area of ``stack``.
 
     BuildFailed if it fails or exceeds a limit: a chunk may bring its own ldconfig.
     """
@@ -37,7 +37,7 @@ def linked(
         scratch = session.scratch()
         try:
             (scratch / "up").mkdir()
-            launcher = overlay.writable(lower, session, scratch)
+            launcher = overlay.writable(stack.paths, session, scratch)
             mounts = ("--bind", str(scratch / "build"), "/", *sandbox.KERNEL)
             text = script("the staging area", PATH, [CommandList("ldconfig", ("ldconfig",))])
             environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
@@ -51,5 +51,4 @@ def linked(
         finally:
             session.discard(scratch)
 
-    names = ["ldconfig", [str(path.relative_to(session.root)) for path in lower]]
-    return layers.made(names, make, cancel, log.write)
+    return layers.made(["ldconfig", stack.outputs], make, cancel, log.write)

@@ -30,7 +30,7 @@ class Store(Protocol):
 
     def put(
         self, manifest: Manifest, files: Mapping[str, Path | bytes], sealed: bytes = b""
-    ) -> None: ...
+    ) -> bool: ...  # whether it is the first of its key
 
     def sweep(self) -> None: ...  # remove leftovers of killed processes
 

@@ -51,6 +51,7 @@ class StagingArea(msgspec.Struct, frozen=True):
     jobs: int  # the most jobs of make; 0 if no command may have several
     kept: KeptTree | None = None  # of an edited chunk: put it back
     perturbed: tuple[str, ...] = ()  # as in `fabric.jobs.Manifest`
+    outputs: tuple[str, ...] = ()  # of the staged chunks: `Manifest.input_digests`
     step: Step | None = None  # the same for an engine; None if only this machine can run it
 
     @property
@@ -81,11 +82,12 @@ def prepare(
     conditions = conditions_of(job)
     count = conditions.jobs_of(job, jobs)
     runs = any(commands for _, commands in job.commands)
-    lower, has = workspace.layers.stage(job.staged, cancel, log.write, moved)
+    stack = workspace.layers.stage(job.staged, cancel, log.write, moved)
+    lower, has = list(stack.paths), stack.has
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
-        lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
+        lower.append(ldconfig.linked(stack, workspace.layers, log, cancel, limits))
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     environment = dict(job.environment, DESTDIR=inst)
     for name in FLAGS & environment.keys():
@@ -150,7 +152,8 @@ def prepare(
             script=box.script,
             lists=tuple(name for name, commands in job.commands if commands),
         )
-    return StagingArea(scratch, base, box, count if parallel else 0, kept, perturbed, step)
+    count = count if parallel else 0
+    return StagingArea(scratch, base, box, count, kept, perturbed, stack.outputs, step)
 
 
 def _lists(job: Job, count: int, skipped: str | None) -> list[CommandList]:

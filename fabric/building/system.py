@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,13 +28,22 @@ from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.host.cancel import CancelToken
 from fabric.host.progress import in_phase
 from fabric.jobs import Content, Job, Manifest
-from fabric.trove.artifacts.contents import content_key_of, contents_of
+from fabric.trove.artifacts.contents import content_key_of, contents_of, input_digests
 
 #: The whole environment of integration scripts.
 _ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
 
 #: Most bytes of a path in a remark.
 _SHOWN = 100
+
+
+class Assembled(NamedTuple):
+    """The result of assembling a system; the last three are as in `Manifest`."""
+
+    archives: dict[str, Packed | None]  # by artifact
+    remarks: tuple[str, ...]
+    perturbed: tuple[str, ...]
+    input_digests: tuple[str, ...]
 
 
 def build_system(
@@ -44,10 +54,8 @@ def build_system(
     cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> tuple[dict[str, Packed | None], tuple[str, ...], tuple[str, ...]]:
-    """The system's artifacts by name, remarks, and `Manifest.perturbed`.
-
-    ``scratch`` is an empty directory.
+) -> Assembled:
+    """Assemble a system in ``scratch``, an empty directory.
 
     BuildFailed if chunks conflict or an integration script fails, MachineFault if something is
     missing.
@@ -82,7 +90,8 @@ def build_system(
         found.setdefault(device, entry._replace(name=device))
     entries = [found[path] for path in sorted(found)]
     packed = archive.pack(with_links(entries), scratch / "archive", check)
-    return {name: packed}, _remarks(tree), perturbed
+    digests = input_digests(job, manifests)
+    return Assembled({name: packed}, _remarks(tree), perturbed, digests)
 
 
 def _remarks(tree: Unpacker) -> tuple[str, ...]:

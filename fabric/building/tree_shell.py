@@ -56,10 +56,11 @@ def staged_shell(
     cancel = CancelToken()
     keys = {one.key for one in staged}
     with workspace.using(keys), Log(Path(os.devnull)) as log:
-        lower, has = workspace.layers.stage(staged, cancel, log.write)
-        if ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
+        stack = workspace.layers.stage(staged, cancel, log.write)
+        lower = list(stack.paths)
+        if ldconfig.CONFIGURATION in stack.has and not ldconfig.PROGRAMS.isdisjoint(stack.has):
             limits = sandbox.NO_LIMITS
-            lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
+            lower.append(ldconfig.linked(stack, workspace.layers, log, cancel, limits))
         return _enter(lower, workspace, argv, "these artifacts", prefixes)
 
 

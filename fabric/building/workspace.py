@@ -10,7 +10,7 @@
     failed/KEY       the build tree of the last failed attempt at KEY, for inspection
     edits/ID         the build tree of an edited chunk (`fabric.building.kept_tree`)
     lock, held       see `fabric.host.locks` and `fabric.building.holds`
-    cleaned          changes whenever layers were removed
+    cleaned          changes whenever layers were removed or replaced
 
 Several workers, of several processes, may share one workspace.
 """

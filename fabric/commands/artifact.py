@@ -290,6 +290,7 @@ def _all_facts(
         "metadata": manifest.metadata,
         "inputs": manifest.inputs,
         "built_with": list(manifest.staged),
+        "input_digests": list(manifest.input_digests),
         "needed_by": [user.key for user in catalogue.users(one.key)],
         "equal": [equal.key for equal in catalogue.equals(one.key)],
         "artifacts": artifacts,

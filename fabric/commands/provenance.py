@@ -54,6 +54,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
     """An envelope with a statement for each step that has artifacts of its own."""
+    from fabric.trove.artifacts.contents import changed_inputs
     from fabric.trust.provenance import KIND, statement
 
     found = list(vouched(project, plan))
@@ -66,7 +67,14 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
         signed_by = [key.id for key in project.store.signers(known[one.key])]
         if not signed_by:  # it has just been removed or replaced
             raise not_built(plan, [one.step])
-        made = statement(plan.job(one.step), known[one.key], known, definitions, signed_by[0])
+        job = plan.job(one.step)
+        if changed := changed_inputs(job, known):
+            raise FabricError(
+                f"{one.step.name}: it was made from other contents of {known[changed[0]].name} than"
+                f" the store has, so the store cannot tell from what; see:"
+                f" {command('verify', plan.graph.path)}"
+            )
+        made = statement(job, known[one.key], known, definitions, signed_by[0])
         if made is not None:
             lines.append(seal.close(KIND, made))
     return lines

@@ -17,6 +17,7 @@ from fabric.config import Settings
 from fabric.errors import DamagedError, FabricError
 from fabric.host.shared_files import sha256_of
 from fabric.inputs import COMMIT, REF, inputs
+from fabric.trove.artifacts.contents import changed_inputs
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     require_trust(settings)
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
     steps = list(vouched(project, plan))
-    checked = _Checked(project)
+    checked = _Checked(project, steps)
     for one in steps:
         checked.check(plan, one)
     named = _named(options.file, steps) if options.file else ""
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 "artifacts": checked.artifacts,
                 "bytes": checked.bytes,
                 "signed_by": dict(sorted(checked.signed_by.items())),
+                "inputs_by_key": checked.inputs_by_key,
                 "file": named or None,
                 "unpinned": unpinned,
                 "wrong": checked.wrong,
@@ -73,12 +75,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 class _Checked:
     """Collects what is checked, and what is wrong."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, steps: list[Vouched]) -> None:
         self._store = project.store
+        self._manifests = {one.key: one.manifest for one in steps if one.manifest is not None}
         self._right: set[str] = set()  # digests of blobs
         self.artifacts = 0
         self.bytes = 0
         self.signed_by: Counter[str] = Counter()  # name of a key -> steps
+        self.inputs_by_key = 0  # steps whose manifests do not say which bytes they were made from
         self.wrong: list[str] = []
 
     def check(self, plan: Plan, one: Vouched) -> None:
@@ -92,6 +96,16 @@ class _Checked:
         job = plan.job(one.step)
         if difference := _difference(job, manifest):
             self.wrong.append(f"{one.step.name}: its manifest has another {difference}")
+        elif not manifest.input_digests and job.made_of:
+            self.inputs_by_key += 1
+        else:
+            changed = changed_inputs(job, self._manifests)
+            names = [self._manifests[key].name for key in changed]
+            if names:
+                self.wrong.append(
+                    f"{one.step.name}: it was made from other contents of {first_of(names, 8)}"
+                    " than the store has"
+                )
         self.artifacts += len(manifest.artifacts)
         for blob in manifest.blobs():
             self._read(one, blob)
@@ -122,6 +136,8 @@ def _difference(job: Job, manifest: Manifest) -> str:
     if manifest.staged != tuple(one.key for one in job.staged):
         return "staging area"
     lists = dict(job.lists)
+    if manifest.input_digests and len(manifest.input_digests) != len(job.made_of):
+        return "number of inputs"
     if any(one.contents != lists.get(one.name, ()) for one in manifest.artifacts):
         return "list of contents"
     return ""
@@ -153,5 +169,10 @@ def _print(
     print(f"  checked    {len(steps)} steps, {checked.artifacts} artifacts, {size(checked.bytes)}")
     names = [f"{name} ({count})" for name, count in checked.signed_by.most_common()]
     print(f"  signed by  {first_of(names, 8) or 'nobody'}")
+    if checked.inputs_by_key:
+        print(
+            f"  by key     what {checked.inputs_by_key} of {len(steps)} steps were made from: an"
+            " older version built them, and recorded no digests"
+        )
     if named:
         print(f"  file       {file} is {named}")

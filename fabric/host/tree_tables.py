@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True):
 
     table: Table
     about: bytes = b""
+    origin: bytes = b""  # digest of what it was made from; empty: not recorded
 
 
 _encode = msgspec.msgpack.Encoder().encode

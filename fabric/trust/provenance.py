@@ -41,13 +41,16 @@ def statement(
 ) -> bytes | None:
     """The statement about a step as JSON; None if it has no artifact of its own.
 
-    ``made_from``: the manifests of the steps that it was made from, by key.  ``signed_by``: the id
+    ``made_from``: the manifests of the steps that it was made from, by key, with the contents that
+    ``manifest`` records, if it does.  ``signed_by``: the id
     of the key that signed its manifest.
     """
     subjects = list(_artifacts(manifest))
     if not subjects:
         return None
     inner: dict[str, object] = {"cacheKey": job.key, "recipe": job.recipe, **manifest.inputs}
+    if job.made_of:
+        inner["inputsNamedBy"] = "digest" if manifest.input_digests else "cacheKey"
     if manifest.origin:
         inner["sameContentsAs"] = manifest.origin
     if job.host_tools:
@@ -107,12 +110,10 @@ def _sources(name: str, source: Source) -> Iterable[Resource]:
 
 def _parts(job: Job, made_from: Mapping[str, Manifest]) -> Iterable[Resource]:
     """The artifacts that a step was made from: those that are staged, or that it contains."""
-    if job.kind == "chunk":
-        names = {one.key: None for one in job.staged}
-        wanted = [(key, one.name) for key in names for one in made_from[key].artifacts]
-    else:
-        inside = dict.fromkeys(one for _, contents in job.lists for one in contents)
-        wanted = [(one.key, one.artifact) for one in inside]
+    wanted: dict[tuple[str, str], None] = {}
+    for key, artifact in job.made_of:
+        names = [artifact] if artifact else [one.name for one in made_from[key].artifacts]
+        wanted |= dict.fromkeys((key, name) for name in names)
     for key, name in wanted:
         blob = made_from[key].artifact(name).blob
         if blob is not None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building_kit import Kit, key_of
@@ -21,7 +22,9 @@ from fabric.building.tree import Clash, scan
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault
 from fabric.host.cancel import CancelToken
+from fabric.host.tree_tables import read_record, write_record
 from fabric.jobs import Staged
+from fabric.trove.artifacts.contents import output_of
 
 
 def staged(*strata: int) -> list[Staged]:
@@ -200,6 +203,8 @@ class TestStaging:
         assert "### LDCONFIG ###" in kit.log_text
         seen(kit, "true", kit.base, program, conf)
         assert "### LDCONFIG ###" not in kit.log_text  # the result is kept
+        seen(kit, "true", kit.base, program, conf, stored(kit, "more", file("more")))
+        assert "### LDCONFIG ###" in kit.log_text  # for these contents
 
 
 def ldconfig_entries() -> list[Entry]:
@@ -255,7 +260,7 @@ def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
     """Stage chunks as another process would: the layers and the messages."""
     said: list[str] = []
     with Workspace(kit.root / "work", kit.store, kit.sources) as other:
-        found = other.layers.stage(chunks, CancelToken(), said.append)[0]
+        found = other.layers.stage(chunks, CancelToken(), said.append).paths
     return found, said
 
 
@@ -269,7 +274,7 @@ class TestVerification:
         damage: Callable[[Path], object],
         where: str,
     ) -> None:
-        [layer], _ = kit.workspace.layers.stage([chunk], CancelToken())
+        [layer] = kit.workspace.layers.stage([chunk], CancelToken()).paths
         damage(layer)
         found, said = restaged(kit, chunk)
         assert found == [layer]
@@ -285,7 +290,7 @@ class TestVerification:
         self, kit: Kit, content: bytes | None, files: int
     ) -> None:
         many = stored(kit, "many", *(directory(f"d{number}") for number in range(files)))
-        [layer], _ = kit.workspace.layers.stage([many], CancelToken())
+        [layer] = kit.workspace.layers.stage([many], CancelToken()).paths
         record = kit.workspace.root / "indexes" / many.key
         whole = record.read_bytes()
         if content is None:
@@ -299,14 +304,14 @@ class TestVerification:
         built = kit.chunk("built", install=["mkdir $DESTDIR/d", "echo it > $DESTDIR/d/f"])
         kit.build(built)
         mine = Staged(built.key, "low")
-        layers, _ = kit.workspace.layers.stage([chunk, mine], CancelToken())
+        layers = kit.workspace.layers.stage([chunk, mine], CancelToken()).paths
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, chunk, mine) == (layers, [])
 
     def test_layer_of_equal_chunks_is_shared(self, kit: Kit, chunk: Staged) -> None:
         other = stored(kit, "other", file("other"))
         one, two = equal_to(kit, chunk, "one"), equal_to(kit, chunk, "two")
-        [layer], _ = kit.workspace.layers.stage([one], CancelToken())
+        [layer] = kit.workspace.layers.stage([one], CancelToken()).paths
         assert restaged(kit, two) == ([layer], [])
         found, _ = restaged(kit, one, other, two)
         assert found[1:] == [layer], "overlayfs takes no layer twice"
@@ -334,7 +339,7 @@ class TestVerification:
         monkeypatch.setattr(layers, "MAX_LAYERS", 2)
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
         chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
-        found, _ = kit.workspace.layers.stage(chunks, CancelToken())
+        found = kit.workspace.layers.stage(chunks, CancelToken()).paths
         assert len(found) == 1
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, *chunks) == (found, [])
@@ -348,13 +353,96 @@ class TestVerification:
     ) -> None:
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
         chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
-        [merged], _ = kit.workspace.layers.stage(chunks, CancelToken())
+        [merged] = kit.workspace.layers.stage(chunks, CancelToken()).paths
         (merged / "f3").unlink()
         (merged / "more").touch()
         found, said = restaged(kit, *chunks)
         assert said == [f"{merged} has changed on the disk, at 'f3': it is made again"]
         assert found == [merged]
         assert sorted(path.name for path in merged.iterdir()) == [f"f{n}" for n in range(5)]
+
+
+class TestInputs:
+    """What a build was made from is stated by content."""
+
+    def test_manifest_has_the_digests_of_what_was_staged(self, kit: Kit, chunk: Staged) -> None:
+        made = kit.chunk("made", install=["echo it > $DESTDIR/f"], staged=(kit.base, chunk))
+        manifest = kit.build(made)
+        below = kit.store.manifests([kit.base.key, chunk.key])
+        assert manifest.input_digests == tuple(output_of(one).hex() for one in below if one)
+        above = kit.build(kit.chunk("above", staged=(kit.base, Staged(made.key, "low"))))
+        assert above.input_digests[1] == output_of(manifest).hex(), "of a layer that was adopted"
+
+    def test_manifest_has_what_was_on_the_disk_not_what_the_store_has_now(
+        self, kit: Kit, chunk: Staged
+    ) -> None:
+        before = kit.store.manifest(chunk.key)
+        kit.build(kit.chunk("one", staged=(kit.base, chunk)))
+        kit.store.remove([chunk.key])
+        stored(kit, "chunk", directory("d"), file("d/file", "other"))
+        assert before is not None
+        with Workspace(kit.root / "work", kit.store, kit.sources) as other:
+            found = other.layers.stage([chunk], CancelToken())
+        assert found.outputs == (output_of(before).hex(),)
+        two = kit.build(kit.chunk("two", staged=(kit.base, chunk)))
+        assert two.input_digests[1] == output_of(before).hex()
+
+    def test_layer_that_is_made_again_has_the_new_digest(self, kit: Kit, chunk: Staged) -> None:
+        kit.build(kit.chunk("one", staged=(kit.base, chunk)))
+        kit.store.remove([chunk.key])
+        stored(kit, "chunk", directory("d"), file("d/file", "other"))
+        with Workspace(kit.root / "work", kit.store, kit.sources) as other, other.using():
+            rewrite(kit.root / "work/layers" / chunk.key / "d/file")
+            other.layers.stage([chunk], CancelToken())
+        two = kit.build(kit.chunk("two", staged=(kit.base, chunk), build=["cat /d/file"]))
+        after = kit.store.manifest(chunk.key)
+        assert after is not None
+        assert two.input_digests[1] == output_of(after).hex()
+        assert "other" in kit.log_text
+
+    def test_layer_of_an_older_version_is_unpacked_again(self, kit: Kit, chunk: Staged) -> None:
+        [layer] = kit.workspace.layers.stage([chunk], CancelToken()).paths
+        file = kit.root / "work/indexes" / chunk.key
+        record = read_record(file)
+        assert record is not None
+        write_record(file, replace(record, origin=b""), kit.root / "new")
+        with Workspace(kit.root / "work", kit.store, kit.sources) as other:
+            found = other.layers.stage([chunk], CancelToken())
+        assert found.paths == [layer]
+        manifest = kit.store.manifest(chunk.key)
+        assert manifest is not None
+        assert found.outputs == (output_of(manifest).hex(),)
+
+    def test_result_that_the_store_did_not_take_becomes_no_layer(self, kit: Kit) -> None:
+        """Another worker was faster, with other bytes."""
+        job = kit.chunk("race", install=["echo here > $DESTDIR/f"])
+        put = kit.store.put
+
+        def late(*args: Any) -> bool:
+            kit.store.put = put  # type: ignore[method-assign]
+            kit.stored("race", {f"race-{end}": None for end in ("bins", "devel", "misc")})
+            return put(*args)
+
+        kit.store.put = late  # type: ignore[method-assign,assignment]
+        kit.build(job)
+        assert not (kit.root / "work/layers" / job.key).exists()
+        above = kit.build(kit.chunk("above", staged=(kit.base, Staged(job.key, "low"))))
+        manifest = kit.store.manifest(job.key)
+        assert manifest is not None
+        assert above.input_digests[1] == output_of(manifest).hex()
+
+    def test_merged_tree_follows_the_contents(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
+        chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
+        [merged] = kit.workspace.layers.stage(chunks, CancelToken()).paths
+        kit.store.remove([chunks[3].key])
+        stored(kit, "c3", file("f3", "other"))
+        shutil.rmtree(kit.root / "work/layers" / chunks[3].key)
+        [[other], _] = restaged(kit, *chunks)
+        assert (merged / "f3").read_text() == "3"
+        assert (other / "f3").read_text() == "other"
 
 
 class TestMerger:

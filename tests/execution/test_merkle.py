@@ -170,7 +170,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def layer_of(kit: Kit, staged: Staged) -> Path:
-    (path,), _ = kit.workspace.layers.stage([staged], kit.cancel)
+    (path,) = kit.workspace.layers.stage([staged], kit.cancel).paths
     return path
 
 

@@ -176,6 +176,31 @@ def test_commit_of_the_same_tree_is_the_same_source(signed: Signed) -> None:
     assert signed.run("verify").returncode == 0
 
 
+def test_step_of_an_older_version_has_its_inputs_by_key(signed: Signed) -> None:
+    two = signed.manifests["two"]
+    assert len(two.input_digests) == 1
+    signed.replace(msgspec.structs.replace(two, input_digests=()), {})
+    done = signed.run("verify")
+    assert done.returncode == 0
+    assert "by key     what 1 of 4 steps were made from: an older" in done.stdout
+    assert json.loads(signed.run("verify", "--json").stdout)["inputs_by_key"] == 1
+    named = {name: internal(one).get("inputsNamedBy") for name, one in statements(signed).items()}
+    assert named == {"one": None, "two": "cacheKey", "small": "digest"}
+
+
+def internal(statement: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = statement["predicate"]["buildDefinition"]["internalParameters"]
+    return found
+
+
+def test_provenance_of_what_was_made_from_lost_bytes_is_refused(signed: Signed) -> None:
+    other_contents_below(signed)
+    done = signed.run("provenance")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "two: it was made from other contents of one than the store has" in done.stderr
+
+
 def other_inputs(signed: Signed) -> None:
     two = signed.manifests["two"]
     signed.replace(msgspec.structs.replace(two, inputs={**two.inputs, "prefix": "/other"}), {})
@@ -228,6 +253,20 @@ def other_key(signed: Signed) -> None:
     two.write_bytes(one.read_bytes())
 
 
+def other_contents_below(signed: Signed) -> None:
+    """The step below is built once more, with another result."""
+    data = b"another"
+    one = signed.manifests["one"]
+    artifacts = (*one.artifacts[:-1], Artifact(one.artifacts[-1].name, Blob.of(data)))
+    signed.replace(msgspec.structs.replace(one, artifacts=artifacts), {})
+
+
+def more_inputs(signed: Signed) -> None:
+    two = signed.manifests["two"]
+    digests = (*two.input_digests, "1" * 64)
+    signed.replace(msgspec.structs.replace(two, input_digests=digests), {})
+
+
 def no_manifest(signed: Signed) -> None:
     signed.store.remove([signed.manifests["one"].key])
 
@@ -244,6 +283,9 @@ def no_manifest(signed: Signed) -> None:
         (other_step, "two: its manifest has another step"),
         (rebuild, "two: its manifest has another step"),
         (other_key, "is damaged: it is that of"),
+        (other_contents_below, "two: it was made from other contents of one than the store has"),
+        (other_contents_below, "small: it was made from other contents of one than the store has"),
+        (more_inputs, "two: its manifest has another number of inputs"),
         (no_manifest, "one: the store has no manifest"),
     ],
 )

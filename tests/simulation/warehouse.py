@@ -59,14 +59,16 @@ class Objects:
     def stream(self, path: str) -> Iterator[bytes]:
         yield self._get(path)
 
-    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> bool:
         kept = self._reach()
         for path, data in blobs.items():
             if len(kept.get(path, b"")) != size_of(data):
                 assert isinstance(data, bytes)
                 kept[path] = data
                 self.rotten.discard(path)
+        first = not kept.get(last)
         self.put_equal({}, last, content)
+        return first
 
     def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
         kept = self._reach()

@@ -63,8 +63,9 @@ class Backend(Protocol):
 
     def stream(self, path: str) -> Iterator[bytes]: ...
 
-    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
-        """Write all blobs, then ``last``, unless that exists and is not empty.
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> bool:
+        """Write all blobs, then ``last``, unless that exists and is not empty; return whether it
+        was written.
 
         A blob that exists with the right size is not written again, but counts as used now.  A
         given file may become the object itself, so it must not change afterwards.

@@ -28,11 +28,19 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric.bounds import OUTPUTS_KNOWN
+from fabric.errors import DamagedError
 from fabric.inputs import inputs
 from fabric.jobs import Artifact, Job, Manifest
 from fabric.trove.artifacts.store import Store, name_digest
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+class _Inputs(NamedTuple):
+    """What a job is made from, by content."""
+
+    key: str  # the content key
+    digests: tuple[str, ...]  # `Manifest.input_digests`
 
 
 class Recorded(NamedTuple):
@@ -56,7 +64,7 @@ class Contents:
         """
         for job in jobs:
             self.forget(job.key)
-        keys = self._content_keys(jobs)
+        made = self._inputs(jobs)
 
         def study(job: Job) -> tuple[str, dict[str, str]]:
             manifest = self._store.whole_manifest(job.key)
@@ -67,7 +75,7 @@ class Contents:
             if job.rebuild_of:
                 return "", {}
             known = self._store.hint(output.hex()) is not None
-            return job.key if known else "", _hints(manifest, keys[job.key])
+            return job.key if known else "", _hints(manifest, _key(made[job.key]))
 
         return _recorded(self._store.each(study, jobs))
 
@@ -76,13 +84,13 @@ class Contents:
 
         StoreError if the store does not answer.
         """
-        keys = self._content_keys(jobs)
+        made = self._inputs(jobs)
 
         def look(job: Job) -> tuple[str, dict[str, str]]:
-            content_key = keys[job.key]
-            origin = self._store.hint(content_key) if content_key is not None else None
+            mine = made[job.key]
+            origin = self._store.hint(mine.key) if mine is not None else None
             found = self._store.whole_manifest(origin) if origin is not None else None
-            if found is None or not _is_like(found, job):
+            if mine is None or found is None or not _is_like(found, job, mine):
                 return "", {}
             signers = [one.id for one in self._store.signers(found)]
             if self._store.is_signed and not signers:  # it has just been removed
@@ -91,7 +99,7 @@ class Contents:
             if not self._store.put_equal(equal):
                 return "", {}
             self._remember(job.key, output_of(equal))
-            return job.key, _hints(equal, content_key)
+            return job.key, _hints(equal, mine.key)
 
         return _recorded(self._store.each(look, jobs))
 
@@ -99,25 +107,30 @@ class Contents:
         """A step is built again, and may have another output.  Any thread may call this."""
         self._outputs.pop(key, None)
 
-    def _content_keys(self, jobs: Sequence[Job]) -> dict[str, str | None]:
-        """The content keys by key; None if a job is made from no step, or from an absent one."""
+    def _inputs(self, jobs: Sequence[Job]) -> dict[str, _Inputs | None]:
+        """The inputs by key; None if a job is made from no step, or from an absent one."""
         staged = dict.fromkeys(one.key for job in jobs for one in job.staged)
         unknown = [key for key in staged if key not in self._outputs]
         for key, manifest in zip(unknown, self._manifests(unknown), strict=True):
             if manifest is not None:
                 self._remember(key, output_of(manifest))
-        return {job.key: self._content_key(job) for job in jobs}
+        return {job.key: self._inputs_of(job) for job in jobs}
 
-    def _content_key(self, job: Job) -> str | None:
+    def _inputs_of(self, job: Job) -> _Inputs | None:
         if job.rebuild_of:
             return None
         if job.kind == "chunk":
-            outputs = [self._outputs.get(one.key) for one in job.staged]
-            return content_key_of(job, outputs) if outputs and None not in outputs else None
+            outputs = [self._outputs[one.key] for one in job.staged if one.key in self._outputs]
+            if not outputs or len(outputs) < len(job.staged):
+                return None
+            digests = tuple(output.hex() for output in outputs)
+            return _Inputs(content_key_of(job, outputs), digests)
         keys = dict.fromkeys(content.key for _, contents in job.lists for content in contents)
         manifests = dict(zip(keys, self._manifests(keys), strict=True))
         found = {key: one for key, one in manifests.items() if one is not None}
-        return content_key_of(job, contents_of(job, found)) if len(found) == len(keys) else None
+        if len(found) < len(keys):
+            return None
+        return _Inputs(content_key_of(job, contents_of(job, found)), input_digests(job, found))
 
     def _manifests(self, keys: Iterable[str]) -> list[Manifest | None]:
         return list(self._store.each(self._store.whole_manifest, keys))
@@ -147,8 +160,15 @@ def _hints(manifest: Manifest, content_key: str | None) -> dict[str, str]:
     return dict.fromkeys(names, manifest.key)
 
 
-def _is_like(found: Manifest, job: Job) -> bool:
-    return found.kind == job.kind and tuple(one.name for one in found.artifacts) == job.artifacts
+def _key(inputs: _Inputs | None) -> str | None:
+    return inputs.key if inputs is not None else None
+
+
+def _is_like(found: Manifest, job: Job, inputs: _Inputs) -> bool:
+    """Whether a step has the artifacts of a job, and was made from the same, as far as it says."""
+    names = tuple(one.name for one in found.artifacts)
+    same = found.input_digests in ((), inputs.digests)
+    return same and found.kind == job.kind and names == job.artifacts
 
 
 def _equal(found: Manifest, job: Job, signers: Iterable[str]) -> Manifest:
@@ -172,6 +192,39 @@ def output_of(manifest: Manifest) -> bytes:
     """The digest of everything that a chunk brings into a staging area."""
     artifacts = [(one.name, one.blob.sha256 if one.blob else "") for one in manifest.artifacts]
     return _digest("output", artifacts)
+
+
+def input_digests(job: Job, made_from: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """`Manifest.input_digests`; ``made_from`` has the manifests by key."""
+    return tuple(input_digest(made_from[key], artifact) for key, artifact in job.made_of)
+
+
+def input_digest(manifest: Manifest, artifact: str) -> str:
+    """The digest of a step as an input, or of one of its artifacts; "" if that has no files."""
+    if not artifact:
+        return output_of(manifest).hex()
+    blob = manifest.artifact(artifact).blob
+    return blob.sha256 if blob is not None else ""
+
+
+def changed_inputs(job: Job, manifests: Mapping[str, Manifest]) -> list[str]:
+    """The keys of inputs of a built job that have other contents than those it was made from.
+
+    ``manifests`` are by key; an input without one is left out.  None is known to differ if the
+    manifest of the job does not record its inputs.
+    """
+    recorded = manifests[job.key].input_digests
+    found: dict[str, None] = {}
+    for (key, artifact), then in zip(job.made_of, recorded, strict=False):
+        if (manifest := manifests.get(key)) is None:
+            continue
+        try:
+            changed = input_digest(manifest, artifact) != then
+        except DamagedError:  # it has no such artifact
+            changed = True
+        if changed:
+            found[key] = None
+    return list(found)
 
 
 def contents_of(job: Job, manifests: Mapping[str, Manifest]) -> list[object]:

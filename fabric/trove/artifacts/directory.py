@@ -83,7 +83,7 @@ class Directory:
             while piece := file.read(CHUNK):
                 yield piece
 
-    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> bool:
         files = {f"{self.root}/{path}": data for path, data in blobs.items()}
         manifest = f"{self.root}/{last}"
         folders = {os.path.dirname(file) for file in files}
@@ -99,16 +99,18 @@ class Directory:
                 else:
                     os.replace(self._temporary(data), file)
             fresh = None if _size(manifest) else self._temporary(content)
+            named_now = False
             try:
                 for path in (*files, *folders):
                     fsync(path)
                 if fresh is not None:
                     fsync(fresh)
-                    _name(fresh, manifest)
+                    named_now = _name(fresh, manifest)
                 fsync(named)
             finally:
                 if fresh is not None:
                     os.unlink(fresh)
+        return named_now
 
     def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
         manifest = f"{self.root}/{last}"
@@ -255,14 +257,19 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would block it
 
 
-def _name(fresh: str, manifest: str) -> None:
-    """Give a temporary file the name of a manifest, unless one that is not empty has it."""
+def _name(fresh: str, manifest: str) -> bool:
+    """Give a temporary file the name of a manifest, unless one that is not empty has it; return
+    whether it has got it.
+    """
     if not _size(manifest):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(manifest)
     # link, unlike rename, does not replace a manifest that came first
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(fresh, manifest)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _size(file: str) -> int:

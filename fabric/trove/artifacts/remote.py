@@ -178,10 +178,10 @@ class Remote:
         for piece in self._each(got.stream(min_chunk_size=CHUNK)):
             yield bytes(piece)
 
-    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> bool:
         fresh = self._fresh(blobs)
         list(self._pool.map(lambda path: self._upload(path, blobs[path]), fresh))
-        self._heeding(lambda: self._create(last, content))
+        return self._heeding(lambda: self._create(last, content))
 
     def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
         self._demand(sizes)
@@ -231,17 +231,22 @@ class Remote:
         wanted = self._pool.map(needed, blobs)
         return [path for path, need in zip(blobs, wanted, strict=True) if need]
 
-    def _create(self, path: str, content: bytes) -> None:
-        """Write an object unless it exists; plain servers need a request for that first."""
+    def _create(self, path: str, content: bytes) -> bool:
+        """Write an object unless it exists; plain servers need a request for that first.
+
+        Returns whether it was written; False also if a try that seemed to fail has written it.
+        """
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
 
         try:
             self._store.put(path, content, mode="create")
         except AlreadyExistsError:
-            pass
+            return False
         except (NotImplementedError, NotSupportedError, GenericError):
-            if not self.exist([path]):
-                self._store.put(path, content)
+            if self.exist([path]):
+                return False
+            self._store.put(path, content)
+        return True
 
     def delete(self, paths: Iterable[str]) -> None:
         def delete(path: str) -> None:

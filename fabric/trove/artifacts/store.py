@@ -225,8 +225,10 @@ class Store:
 
     def put(
         self, manifest: Manifest, files: Mapping[str, bytes | Path], sealed: bytes = b""
-    ) -> None:
-        """Store a built step.  ``files`` has, by sha256, the blobs whose content is not inline.
+    ) -> bool:
+        """Store a built step; return whether it is the first of its key, for that one stays.
+
+        ``files`` has, by sha256, the blobs whose content is not inline.
 
         A given file may become the store's own, so it must not change afterwards.  ``sealed`` is
         the manifest as another store has it: it is stored as it is, and not signed here.
@@ -243,7 +245,7 @@ class Store:
         self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             content = sealed or encode(manifest, self._seal)
-            self._backend.put(blobs, manifest_path(manifest.key), content)
+            return self._backend.put(blobs, manifest_path(manifest.key), content)
 
     def _make_way(self, key: str) -> None:
         """Remove a manifest that does not count, for the first one of a key wins."""

@@ -16,7 +16,7 @@ from fabric import bounds
 from fabric.inputs import inputs
 from fabric.jobs import SMALL, Artifact, Blob, Content, Job, Manifest, Part, Staged
 from fabric.trove.artifacts import contents as module
-from fabric.trove.artifacts.contents import Contents
+from fabric.trove.artifacts.contents import Contents, output_of
 from fabric.trove.artifacts.manifests import blob_path, manifest_path
 from fabric.trove.artifacts.store import Store
 from fabric.trust.seal import Seal
@@ -90,6 +90,21 @@ def edited(store: Store, contents: Contents, *outputs: bytes) -> bool:
     """zlib is edited, and built again (11); returns whether its output was known."""
     built(store, chunk(11, "zlib"), *outputs)
     return recorded(contents, chunk(11, "zlib"))
+
+
+def test_step_that_was_made_from_other_bytes_has_no_equal(store: Store, contents: Contents) -> None:
+    """The hint is by what the store has; the worker of the origin had another layer."""
+    assert edited(store, contents, b"zlib", b"doc")
+    before, zlib = store.manifest(key(2)), store.manifest(key(1))
+    assert before is not None
+    assert zlib is not None
+    for digests, equal in [(("1" * 64,), False), ((output_of(zlib).hex(),), True)]:
+        store.remove([key(2)])
+        assert store.put_equal(replace(before, input_digests=digests))
+        assert has_equal(contents, chunk(12, "curl", 11)) == equal
+    now = store.manifest(key(12))
+    assert now is not None
+    assert now.input_digests == (output_of(zlib).hex(),)
 
 
 def test_step_with_equal_contents_is_found(store: Store, contents: Contents) -> None:
