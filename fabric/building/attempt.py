@@ -20,7 +20,8 @@ from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.host.cancel import CancelToken
-from fabric.jobs import Job
+from fabric.jobs import Job, Manifest
+from fabric.trove.artifacts.manifests import digest_of
 from fabric.wire.messages import STORING, Outcome, cut
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Attempt:
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
         message = phase = command = ""
         damaged: tuple[str, ...] = ()
+        built: list[Manifest] = []
         try:
             job = _decode(self._job)
             personality.take(job.arch)
@@ -101,6 +103,7 @@ class Attempt:
                 builder=name,
                 substituters=substituters,
                 engine=engine,
+                stored=built.append,
             )
         except BuildFailed as error:
             result, message, phase, command = "failed", str(error), error.step, error.command
@@ -130,6 +133,8 @@ class Attempt:
             log_size=blob.size,
             log_sha256=blob.sha256,
             damaged=damaged[: bounds.DAMAGED],
+            manifest=digest_of(built[0]) if built else "",
+            built=bool(built) or result != "done",
         )
 
 

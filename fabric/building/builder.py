@@ -61,6 +61,7 @@ def build(
     builder: str = "",
     substituters: Substituters | None = None,
     engine: Engine | None = None,
+    stored: Callable[[Manifest], None] = lambda manifest: None,  # noqa: ARG005
 ) -> Manifest:
     """Build ``job`` and put it into the store; a job that is stored already is not built.
 
@@ -71,7 +72,7 @@ def build(
     ``log_limit`` in bytes bound the commands.  ``phase`` is called with "copy", "fetch",
     "configure" ... "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  Commands
     of chunks run on ``engine``, if there is one that can run them.  The log is sealed before it is
-    stored.
+    stored.  ``stored`` is called with the manifest if it was built here, and is now in the store.
 
     BuildFailed if it is the job's own fault (its tree then stays in ``failed/KEY``), MachineFault
     if it is this machine's or the store's, Cancelled within a fraction of a second after
@@ -94,7 +95,10 @@ def build(
                 if ready is not None:
                     return ready
             limits = Limits(timeout, log_limit, jobserver)
-            return _build(job, workspace, log, cancel, jobs, limits, phase, builder, engine)
+            built, first = _build(job, workspace, log, cancel, jobs, limits, phase, builder, engine)
+            if first:
+                stored(built)
+            return built
     except OSError as error:
         raise _fault(job, error) from error
     except DamagedError as error:
@@ -152,7 +156,8 @@ def _build(
     phase: Callable[[str], None],
     builder: str,
     engine: Engine | None,
-) -> Manifest:
+) -> tuple[Manifest, bool]:
+    """The manifest, and whether it is the first of its key in the store."""
     began = time.monotonic()
     folder = conditions_of(job).folder
     scratch = workspace.session.scratch(folder) if folder else workspace.build_scratch()
@@ -213,7 +218,7 @@ def _build(
         workspace.session.discard(scratch)
     else:
         workspace.recycle(scratch)
-    return manifest
+    return manifest, first
 
 
 def _store(

@@ -21,8 +21,9 @@ from fabric.commands.shared.plans import find_chunk
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.errors import FabricError, StoreError, command
-from fabric.host.terminal import progress
+from fabric.host.terminal import one_line, progress
 from fabric.jobs import Manifest
+from fabric.trove.artifacts.countersigned import countersigned
 from fabric.trove.artifacts.store import Store
 from fabric.trove.configured import open_sources, open_store
 
@@ -205,6 +206,11 @@ def _show(key: str, options: argparse.Namespace, store: Store) -> int:
         print_json({**_all_facts(manifest, one, catalogue, tree), "signed_by": signers})
         return 0
     rows = [*_rows(manifest, one, catalogue), *(("signed by", name) for name in signers)]
+    if by := countersigned(store, manifest):
+        attempt = f"attempt {by.what.fence} of {by.what.worker}" if by.what.worker else "its origin"
+        rows += [
+            ("countersigned by", f"{one_line(key.name)}: {one_line(attempt)}") for key in by.by
+        ]
     print("\n".join(table(rows)))
     inputs = sorted(manifest.inputs.items())
     _print_section("inputs", table(inputs))

@@ -18,6 +18,7 @@ from fabric.errors import DamagedError, FabricError
 from fabric.host.shared_files import sha256_of
 from fabric.inputs import COMMIT, REF, inputs
 from fabric.trove.artifacts.contents import changed_inputs
+from fabric.trove.artifacts.countersigned import countersigned
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
@@ -34,15 +35,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("system", metavar="SYSTEM", help="system morph")
     add("names", nargs="*", default=[], metavar="NAME", help="only these steps, and what they need")
+    add(
+        "--countersigned-by",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="each step must be countersigned with this trusted key, which is a controller's, or"
+        " with another one that is given so",
+    )
     add("--file", metavar="FILE", type=Path, help="a file that must be one of the artifacts")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
-    require_trust(settings)
+    seal = require_trust(settings)
+    demanded = [seal.trusted(name) for name in options.countersigned_by]
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
     steps = list(vouched(project, plan))
-    checked = _Checked(project, steps)
+    checked = _Checked(project, steps, demanded)
     for one in steps:
         checked.check(plan, one)
     named = _named(options.file, steps) if options.file else ""
@@ -60,6 +70,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 "artifacts": checked.artifacts,
                 "bytes": checked.bytes,
                 "signed_by": dict(sorted(checked.signed_by.items())),
+                "countersigned_by": dict(sorted(checked.countersigned_by.items())),
                 "inputs_by_key": checked.inputs_by_key,
                 "file": named or None,
                 "unpinned": unpinned,
@@ -75,13 +86,16 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 class _Checked:
     """Collects what is checked, and what is wrong."""
 
-    def __init__(self, project: Project, steps: list[Vouched]) -> None:
+    def __init__(self, project: Project, steps: list[Vouched], demanded: list[str]) -> None:
+        """``demanded``: names of keys, one of which must have countersigned each step."""
         self._store = project.store
+        self._demanded = demanded
         self._manifests = {one.key: one.manifest for one in steps if one.manifest is not None}
         self._right: set[str] = set()  # digests of blobs
         self.artifacts = 0
         self.bytes = 0
         self.signed_by: Counter[str] = Counter()  # name of a key -> steps
+        self.countersigned_by: Counter[str] = Counter()
         self.inputs_by_key = 0  # steps whose manifests do not say which bytes they were made from
         self.wrong: list[str] = []
 
@@ -93,6 +107,12 @@ class _Checked:
             self.wrong.append(f"{one.step.name}: {why}")
             return
         self.signed_by.update(key.name for key in self._store.signers(manifest))
+        found = countersigned(self._store, manifest)
+        names = [key.name for key in found.by] if found is not None else []
+        self.countersigned_by.update(names)
+        if self._demanded and not set(self._demanded) & set(names):
+            who = " or ".join(self._demanded)
+            self.wrong.append(f"{one.step.name}: it is not countersigned by {who}")
         job = plan.job(one.step)
         if difference := _difference(job, manifest):
             self.wrong.append(f"{one.step.name}: its manifest has another {difference}")
@@ -169,6 +189,9 @@ def _print(
     print(f"  checked    {len(steps)} steps, {checked.artifacts} artifacts, {size(checked.bytes)}")
     names = [f"{name} ({count})" for name, count in checked.signed_by.most_common()]
     print(f"  signed by  {first_of(names, 8) or 'nobody'}")
+    if checked.countersigned_by:
+        names = [f"{name} ({count})" for name, count in checked.countersigned_by.most_common()]
+        print(f"  countersigned by  {first_of(names, 8)}")
     if checked.inputs_by_key:
         print(
             f"  by key     what {checked.inputs_by_key} of {len(steps)} steps were made from: an"

@@ -1,8 +1,8 @@
 """Queries the artifact store in threads, so that the broker's loop never waits for it.
 
 The loop queues work, and fetches the results after a wake-up.  Queries of the core, log reads of
-initiators, and inspections have a thread each, so that none waits for another.  Waiting queries are
-combined into one; log reads of different owners take turns.
+initiators, inspections, hints and countersignatures have a thread each, so that none waits for
+another.  Waiting queries are combined into one; log reads of different owners take turns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from fabric.errors import DamagedError
 from fabric.scheduling.events import (
     CompareStore,
     QueryStore,
+    Result,
     StoreAnswered,
     StoreCompared,
     StoreFailed,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 #: Logs whose blobs are remembered.
 LOGS_KNOWN = 100
-#: Seconds that hints have to be written when the broker ends.
+#: Seconds that hints and countersignatures have to be written when the broker ends.
 HINTS_PATIENCE = 2.0
 #: Most pieces of logs that wait for the loop.
 PIECES = 16
@@ -111,7 +112,7 @@ class Threads:
     def close(self, timeout: float) -> None:
         """A thread that waits for a store without an answer is abandoned."""
         for kind, thread in self._threads.items():
-            thread.join(HINTS_PATIENCE if kind == "hints" else timeout)
+            thread.join(HINTS_PATIENCE if kind in ("hints", "countersigning") else timeout)
 
     def _work(self, step: Step) -> None:
         while step(True):
@@ -140,6 +141,9 @@ class StoreClient:
         self._equals = _EqualSteps(self._store)
         self._hints: SimpleQueue[dict[str, str] | None] = SimpleQueue()
         self._hints_store = _Opened(open_store)
+        # a store that answers no more answers no query either, so this does not grow
+        self._verified: SimpleQueue[list[Result | str] | None] = SimpleQueue()
+        self._countersigned = _Opened(open_store)
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
         self._slots = threading.Semaphore(PIECES)  # free places in _pieces
@@ -179,12 +183,13 @@ class StoreClient:
     def close(self, timeout: float = 0.02) -> None:
         """End all work but that which waits for a store without an answer.
 
-        Hints have `HINTS_PATIENCE` to be written.
+        Hints and countersignatures have `HINTS_PATIENCE` to be written.
         """
         self._closed = True
         self._queries.put(None)
         self._inspections.put(None)
         self._hints.put(None)
+        self._verified.put(None)
         self._reads.close()
         self._executor.close(timeout)
 
@@ -210,6 +215,7 @@ class StoreClient:
         except Exception as error:  # noqa: BLE001 - the core handles every failure
             return [StoreFailed(ask.question, _text(error)) for ask in asks]
         known = self._known(asks, found)
+        self._countersign([one for ask in asks for one in ask.results])
         return [
             StoreAnswered(ask.question, found.intersection(ask.keys), known.intersection(ask.keys))
             for ask in asks
@@ -233,6 +239,7 @@ class StoreClient:
         """Look for equal steps, and store them."""
         found = self._equals.find([step for ask in asks for step in ask.steps])
         self._write(found.hints)
+        self._countersign(sorted(found.keys))
         equal = [frozenset(step.key for step in ask.steps) & found.keys for ask in asks]
         return [StoreCompared(ask.question, keys) for ask, keys in zip(asks, equal, strict=True)]
 
@@ -249,6 +256,19 @@ class StoreClient:
             with contextlib.suppress(Exception):  # a lost hint costs a build
                 self._hints_store.get().put_hints(hints)
         return bool(hints) and not self._closed
+
+    def _countersign(self, verified: Sequence[Result | str]) -> None:
+        """Countersign results of attempts, and steps (keys) that were stored as equal to others."""
+        if verified and self._store.get().is_signed:
+            self._verified.put(list(verified))
+            self._executor.start("countersigning", self._write_countersignatures)
+
+    def _write_countersignatures(self, wait: bool) -> bool:
+        verified = _next(self._verified, wait=wait)
+        for one in verified or ():
+            with contextlib.suppress(Exception):  # `verify` tells which steps have none
+                _countersign(self._countersigned.get(), one)
+        return verified is not None
 
     def _read_log(self, wait: bool) -> bool:
         if not self._slots.acquire(wait):
@@ -288,6 +308,16 @@ def _next(queue: SimpleQueue[T | None], *, wait: bool) -> T | None:
         return queue.get(wait)
     except Empty:
         return None
+
+
+def _countersign(store: Store, one: Result | str) -> None:
+    from fabric.trove.artifacts.countersigned import countersign, countersign_equal
+    from fabric.trust.countersignature import Countersignature
+
+    if isinstance(one, str):
+        countersign_equal(store, one)
+    else:
+        countersign(store, Countersignature(one.key, one.manifest, one.worker, one.fence))
 
 
 class _Opened:

@@ -125,15 +125,26 @@ Event = (
 # -- effects -------------------------------------------------------------------------------
 
 
+class Result(msgspec.Struct, frozen=True, gc=False):
+    """What an attempt says that it has built and stored."""
+
+    key: str
+    fence: int
+    worker: str
+    manifest: str  # its digest
+
+
 class QueryStore(msgspec.Struct, frozen=True, gc=False):
     """Query the store for these keys, and answer with `StoreAnswered` or `StoreFailed`.
 
-    ``built``: the steps among them that workers reported done.
+    ``built``: the steps among them that workers reported done.  ``results`` are to be countersigned
+    if the store has them.
     """
 
     question: int
     keys: tuple[str, ...]
     built: tuple[StepSpec, ...] = ()
+    results: tuple[Result, ...] = ()
 
 
 class CompareStore(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from fabric.scheduling.events import (
     Effect,
     QueryStore,
     Reject,
+    Result,
     SendDesired,
 )
 from fabric.scheduling.model import Request, Task
@@ -78,8 +79,10 @@ class Outbox:
         for first in range(0, len(tasks), MANY_KEYS):
             some = tasks[first : first + MANY_KEYS]
             keys = tuple([task.key for task in some])
-            built = tuple([task.spec for task in some if task.state is State.VERIFYING])
-            self.effects.append(QueryStore(self._number(some), keys, built))
+            verified = [task for task in some if task.state is State.VERIFYING]
+            built = tuple([task.spec for task in verified])
+            results = tuple(filter(None, map(_result, verified)))
+            self.effects.append(QueryStore(self._number(some), keys, built, results))
 
     def _compare(self) -> None:
         tasks = [task for task in self._compared if task.requests]
@@ -95,3 +98,11 @@ class Outbox:
             task.question = self._count
         self.questions[self._count] = tasks
         return self._count
+
+
+def _result(task: Task) -> Result | None:
+    """What the last attempt of a task has built; None if its worker does not say."""
+    outcome = task.outcome
+    if outcome is None or not outcome.manifest:
+        return None
+    return Result(task.key, outcome.fence, task.builder, outcome.manifest)

@@ -109,8 +109,8 @@ def _fail_unanswered(state: FarmState, task: Task, message: str) -> None:
 
 
 def _learn(state: FarmState, task: Task) -> None:
-    """Remember how long a verified build took."""
-    if task.outcome is not None and task.outcome.seconds > 0:
+    """Remember how long a verified build took; what was copied took another time."""
+    if task.outcome is not None and task.outcome.built and task.outcome.seconds > 0:
         spec, seconds = task.spec, task.outcome.seconds
         what = (spec.kind, spec.name, spec.arch)
         seconds = (state.durations.get(what, seconds) + seconds) / 2  # the past counts half

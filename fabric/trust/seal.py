@@ -32,6 +32,15 @@ class Seal:
         """Load the own key, or make it.  SigningProblem if that is impossible."""
         self._own()
 
+    @property
+    def own_id(self) -> str:
+        """The id of the own key.  SigningProblem if there is none, nor can be."""
+        return self._own().id
+
+    def trusted(self, name: str) -> str:
+        """The name of a trusted key.  SigningProblem if there is none of that name."""
+        return self._keys.named(name).name
+
     def close(self, kind: str, content: bytes) -> bytes:
         """``content`` of a type in a signed envelope.
 

@@ -99,6 +99,15 @@ class TrustedKeys:
         """
         return sorted(self.by_id().values(), key=lambda one: (one.name, one.revoked))
 
+    def named(self, name: str) -> PublicKey:
+        """The trusted key of a name.  SigningProblem if there is none, or it is revoked."""
+        known = {one.name: one for one in self.all() if not one.revoked}
+        if name not in known:
+            raise SigningProblem(
+                f"{self.directory} has no trusted key {name}{suggest(name, known)}"
+            )
+        return known[name]
+
     def by_id(self) -> Mapping[str, PublicKey]:
         """The keys as they are now; the same mapping until they are read again.
 
@@ -172,15 +181,11 @@ class TrustedKeys:
 
     def revoke(self, name: str) -> None:
         """Refuse what a key signed, from now on.  SigningProblem if there is no such key."""
-        known = {one.name: one for one in self.all() if not one.revoked}
-        if name not in known:
-            raise SigningProblem(
-                f"{self.directory} has no trusted key {name}{suggest(name, known)}"
-            )
+        known = self.named(name)
         try:
             _make_folder(self.directory / REVOKED)
             public = self.directory / f"{name}.pub"
-            public.rename(self.directory / REVOKED / f"{name}-{known[name].id[:12]}.pub")
+            public.rename(self.directory / REVOKED / f"{name}-{known.id[:12]}.pub")
             if name == OWN:
                 (self.directory / f"{OWN}.key").unlink(missing_ok=True)
         except OSError as error:

@@ -90,6 +90,9 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     #: keys of needed artifacts that are missing or damaged in the store
     damaged: Annotated[tuple[Key, ...], Meta(max_length=bounds.DAMAGED)] = ()
     token: Count = 0  # as in `Assignment`
+    #: digest of the manifest that this attempt has built and stored; "" if it did not
+    manifest: OptionalSha256 = ""
+    built: bool = True  # False: it was done, but found or copied what another attempt has built
 
 
 class Report(Message, frozen=True):

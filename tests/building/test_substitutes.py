@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from building_kit import Kit, key_of
 from msgspec.structs import replace
 
+from fabric.building.attempt import Attempt
+from fabric.config import WorkerSettings
 from fabric.errors import Cancelled
 from fabric.jobs import Artifact, Blob, Job, Manifest
-from fabric.trove.artifacts.manifests import manifest_path
+from fabric.trove.artifacts.manifests import digest_of, manifest_path
 from fabric.trove.artifacts.store import Store
 from fabric.trove.artifacts.substituters import Substituters
 from fabric.trust.seal import Seal
@@ -61,6 +64,29 @@ def test_step_is_copied_with_its_log(kit: Kit, theirs: Theirs, log: bytes) -> No
     again = kit.build(job, substituters=theirs.substituters)
     assert again == manifest
     assert kit.log_bytes == log, "now it is the store's own"
+
+
+def test_outcome_says_whether_the_step_was_built_here(
+    kit: Kit, theirs: Theirs, tmp_path: Path
+) -> None:
+    """A copy says nothing of how long building takes, and nobody here has seen it built."""
+    copied, built = kit.chunk("copied"), kit.chunk("built")
+    theirs.put(copied)
+    outcomes = []
+    for number, job in enumerate((copied, built, built)):
+        raw = msgspec.Raw(msgspec.msgpack.encode(job))
+        attempt = Attempt(job.key, number, raw, tmp_path / f"spool-{number}", lambda: None)
+        run = (kit.workspace, WorkerSettings(), "w1", tmp_path / "none", theirs.substituters)
+        outcomes.append(attempt.run(*run))
+        attempt.log.discard()
+    manifest = kit.store.manifest(built.key)
+    assert manifest is not None
+    said = [(one.result, one.built, one.manifest) for one in outcomes]
+    assert said == [
+        ("done", False, ""),
+        ("done", True, digest_of(manifest)),
+        ("done", False, ""),
+    ]
 
 
 def test_step_that_nobody_has_is_built(kit: Kit, theirs: Theirs) -> None:

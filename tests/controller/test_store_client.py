@@ -6,22 +6,31 @@ import hashlib
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec import msgpack
 from waiting import until
 
 from fabric import bounds
 from fabric.controller.store_client import StoreClient
 from fabric.errors import DamagedError, StoreError
-from fabric.jobs import Blob, Manifest
+from fabric.jobs import Artifact, Blob, Job, Manifest, Staged
 from fabric.scheduling.events import (
+    CompareStore,
     QueryStore,
+    Result,
     StoreAnswered,
     StoreCompared,
     StoreFailed,
     StoreInspected,
 )
+from fabric.trove.artifacts.countersigned import countersigned
+from fabric.trove.artifacts.manifests import digest_of
 from fabric.trove.artifacts.store import Store
-from fabric.wire.messages import LogPiece, LogRead, Rejected
+from fabric.trust.countersignature import Countersignature
+from fabric.trust.seal import Seal
+from fabric.trust.signing import TrustedKeys
+from fabric.wire.messages import LogPiece, LogRead, Rejected, StepSpec
 
 LOG = b"a line\n" * 100
 
@@ -65,6 +74,67 @@ def test_store_client_answers_queries(tmp_path: Path) -> None:
         StoreAnswered(2, frozenset({"b" * 64})),
     ]
     client.close()
+
+
+def test_results_of_attempts_are_countersigned_and_so_are_equal_steps(tmp_path: Path) -> None:
+    own, worker = TrustedKeys(tmp_path / "own"), TrustedKeys(tmp_path / "worker")
+    for one, other, name in ((own, worker, "w1"), (worker, own, "controller")):
+        other.signer()
+        one.trust(other.directory / "own.pub", name)
+
+    def opened(keys: TrustedKeys = own) -> Store:
+        return Store(str(tmp_path / "store"), tmp_path / "scratch", seal=Seal(keys))
+
+    def chunk(letter: str, below: str) -> Job:
+        staged = (Staged(below * 64, "low"),)
+        return Job(
+            key=letter * 64, kind="chunk", name="c", arch="x", log="build-step-c.log",
+            artifacts=("c-misc",), recipe="1" * 64, staged=staged,
+        )  # fmt: skip
+
+    blob = Blob.of(b"content")
+    for letter in "abcd":
+        below = () if letter in "bc" else ("b" * 64,)
+        artifacts = (Artifact("c-misc", blob),)
+        manifest = Manifest(
+            key=letter * 64, kind="chunk", name="c", arch="x", artifacts=artifacts, staged=below
+        )
+        assert opened(worker).put(manifest, {})
+    spec = StepSpec("a" * 64, "c", "chunk", "x", msgspec.Raw(msgpack.encode(chunk("a", "b"))))
+    known = opened().manifest("a" * 64)
+    assert known is not None
+    results = (
+        Result("a" * 64, 5, "w1", digest_of(known)),
+        Result("d" * 64, 6, "w1", "e" * 64),  # not what the store has
+        Result("f" * 64, 7, "w1", "e" * 64),  # not in the store
+    )
+    client = StoreClient(opened, lambda: None)
+    keys = ("a" * 64, "d" * 64, "f" * 64)
+    client.query([QueryStore(1, keys, (spec,), results)])
+    [answer] = answers_of(client, 1)
+    assert isinstance(answer, StoreAnswered)
+    until(lambda: countersigned(opened(worker), known) is not None)
+    found = countersigned(opened(worker), known)
+    assert found is not None
+    assert found.what == Countersignature("a" * 64, digest_of(known), "w1", 5)
+
+    equal = chunk("e", "c")
+    until(lambda: (tmp_path / "store/hints").is_dir())
+    step = StepSpec(equal.key, "c", "chunk", "x", msgspec.Raw(msgpack.encode(equal)))
+
+    def compared() -> bool:
+        client.query([CompareStore(2, (step,))])
+        [answer] = answers_of(client, 1)
+        return isinstance(answer, StoreCompared) and equal.key in answer.equal
+
+    until(compared, what="the hint")
+    client.close()  # what is verified is countersigned before
+    same = opened(worker).manifest(equal.key)
+    assert same is not None
+    found = countersigned(opened(worker), same)
+    assert found is not None
+    assert found.what.origin == "a" * 64
+    assert len(list((tmp_path / "store/countersigned").iterdir())) == 2
 
 
 def test_store_client_combines_waiting_queries(tmp_path: Path) -> None:

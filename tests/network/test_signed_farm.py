@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
+from msgspec.structs import replace
 from network_kit import Farm
 from small_definitions import SYSTEM
+from waiting import until
 
+from fabric.trove.artifacts.store import Store
 from fabric.trust import envelopes
-from fabric.trust.seal import is_envelope
+from fabric.trust.seal import Seal, is_envelope
+from fabric.trust.signing import TrustedKeys
 
 
 def manifests(farm: Farm) -> list[Path]:
@@ -43,6 +48,50 @@ def test_farm_copies_what_a_substituter_has(farm: Farm, tmp_path: Path) -> None:
     assert {one.name: one.read_bytes() for one in manifests(farm)} == before
     shown = alice.run("artifact", "show", "one", "--no-files")
     assert "signed by  w1\n" in shown.stdout
+
+
+def test_controller_countersigns_what_its_workers_have_built(farm: Farm, tmp_path: Path) -> None:
+    farm.signs = True
+    signing, reading = ("controller", "w1"), ("controller", "w1", "alice")
+    for name in signing:
+        farm.keys("renew", "--trusted", str(farm.trusted(name)))
+    for reader in reading:
+        for name in set(signing) - {reader}:
+            public = str(farm.trusted(name) / "own.pub")
+            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    farm.broker()
+    farm.worker("w1")
+    alice = farm.workstation("alice")
+    alice.definitions.write(one="echo one > $DESTDIR/one", two=("one", "echo two > $DESTDIR/two"))
+    assert alice.build().returncode == 0
+    demand = ("verify", f"../definitions/{SYSTEM}", "--countersigned-by", "controller")
+    until(lambda: alice.run(*demand).returncode == 0, what="the last countersignature")
+    assert "  countersigned by  controller (4)\n" in alice.run(*demand).stdout
+
+    shown = alice.run("artifact", "show", "two", "--no-files")
+    assert "countersigned by  controller: attempt " in shown.stdout
+    assert " of w1\n" in shown.stdout
+
+    # who has the signing key of the worker, and may write to the store, builds on another machine
+    one = next(each for each in manifests(farm) if b'"name":"two"' in content_of(each))
+    store = Store(farm.store_url, tmp_path / "scratch", seal=Seal(TrustedKeys(farm.trusted("w1"))))
+    manifest = store.manifest(one.name)
+    assert manifest is not None
+    store.remove([manifest.key])
+    store.put(replace(manifest, seconds=1.0), {})
+    assert alice.run(*demand[:2]).returncode == 0, "its signature counts"
+    done = alice.run(*demand)
+    assert done.returncode == 1
+    assert "two: it is not countersigned by controller\n" in done.stdout
+    assert "  countersigned by  controller (3)\n" in done.stdout
+    found = json.loads(alice.run(*demand, "--json").stdout)
+    assert found["countersigned_by"] == {"controller": 3}
+    done = alice.run(*demand[:2], "--countersigned-by", "controler")
+    assert "has no trusted key controler; did you mean 'controller'?" in done.stderr
+
+
+def content_of(manifest: Path) -> bytes:
+    return envelopes.decode(manifest.read_bytes()).content
 
 
 def test_farm_uses_only_what_its_own_machines_signed(farm: Farm, tmp_path: Path) -> None:

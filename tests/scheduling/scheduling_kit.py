@@ -299,6 +299,8 @@ class Stage:
         damaged: Iterable[str] = (),
         stores: bool = True,
         tell: bool = True,
+        manifest: str = "",
+        built: bool = True,
     ) -> None:
         """The attempt at a step ends on the worker that runs it."""
         key = key_of(name)
@@ -310,7 +312,8 @@ class Stage:
                 machine.finished[id] = msgspec.convert(
                     {"key": key, "fence": id[1], "result": result, "message": message,
                      "seconds": seconds, "damaged": tuple(map(key_of, damaged)),
-                     "command": "make" if result == "failed" else ""},
+                     "command": "make" if result == "failed" else "",
+                     "manifest": manifest, "built": built},
                     Outcome,
                 )  # fmt: skip
                 if tell:

@@ -56,6 +56,22 @@ def test_durations_are_learned() -> None:
     assert [(each.name, each.seconds) for each in stage.learned] == [("a", 15.0), ("b", 3.0)]
 
 
+def test_durations_of_copied_steps_are_not_learned() -> None:
+    """They say nothing of how long building takes, nor of the pace of this request."""
+    stage = Stage(durations=took(a=10.0, b=10.0))
+    stage.worker("w1")
+    stage.submit("c: b\nb: a\na:")
+    stage.sync()
+    stage.ends("a", "done", seconds=0.5, built=False)
+    stage.sync()
+    request = stage.scheduler.state.requests["r1"]
+    assert (request.planned, request.took) == (0.0, 0.0)
+    stage.done("b", seconds=20.0)
+    assert (request.planned, request.took) == (10.0, 20.0)
+    assert [(each.name, each.seconds) for each in stage.learned] == [("b", 15.0)]
+    assert stage.scheduler.state.durations["chunk", "a", "x86_64"] == 10.0
+
+
 def test_dispatch_shares_the_workers_among_requests() -> None:
     stage = Stage()
     many = "all1: " + " ".join(f"x{n}" for n in range(10)) + "\n"

@@ -4,6 +4,7 @@ import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage
 
+from fabric.scheduling.events import Result
 from fabric.scheduling.states import State
 
 APP = "app: zlib other\nzlib: base\nbase:\nother:"
@@ -18,6 +19,28 @@ def spoilt(*workers: str) -> Stage:
     assert stage.all_running() == ["app"]
     stage.spoilt = {key_of("zlib")}
     return stage
+
+
+def test_store_is_told_which_attempt_has_built_what() -> None:
+    stage = Stage()
+    stage.store_answers = False
+    stage.worker("w1", "w2")
+    stage.submit("app: one two\none:\ntwo:")
+    stage.answer()
+    stage.sync()
+    assert stage.all_running() == ["one", "two"]
+    stage.store_answers = False
+    stage.ends("one", "done", manifest="1" * 64, tell=False)
+    stage.ends("two", "done", built=False, tell=False)
+    stage.sync()
+    results = [result for ask in stage._questions for result in ask.results]  # type: ignore[union-attr]
+    [task] = [task for task in stage.scheduler.state.tasks.values() if task.spec.name == "one"]
+    assert results == [Result(key_of("one"), task.fence, task.builder, "1" * 64)]
+    assert task.builder in ("w1", "w2")
+    stage.answer()
+    stage.sync()
+    stage.done("app")
+    assert stage.verdict() == "done"
 
 
 def test_damaged_artifact_is_built_again_with_all_it_needs() -> None:

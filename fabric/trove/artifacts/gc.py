@@ -13,7 +13,15 @@ import msgspec
 from fabric.bounds import HINT
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.backend import Backend, Entry, TooLarge
-from fabric.trove.artifacts.manifests import apart, blob_path, decode_hint, key_of, steps_of
+from fabric.trove.artifacts.manifests import (
+    apart,
+    blob_path,
+    countersignature_path,
+    decode_hint,
+    key_of,
+    manifest_path,
+    steps_of,
+)
 
 
 class Needs(NamedTuple):
@@ -33,7 +41,7 @@ class Gone(msgspec.Struct, frozen=True):
     #: blobs that no manifest names, and that stay because a manifest may be uploaded yet
     waiting: int = 0
     waiting_bytes: int = 0
-    hint_bytes: int = 0
+    hint_bytes: int = 0  # of hints and countersignatures
 
     @property
     def bytes(self) -> int:
@@ -96,7 +104,11 @@ def collect(
     gone_blobs = old if dry_run else backend.delete_unused(old)
     hints = []
     if only is None:
-        hints = _hints_to_nothing(backend, entries.keys(), {entry.path for entry in gone})
+        gone_paths = {entry.path for entry in gone}
+        hints = _hints_to_nothing(backend, entries.keys(), gone_paths)
+        hints += _countersigned_nothing(backend, entries.keys(), gone_paths)
+    elif not dry_run:
+        backend.delete(countersignature_path(key_of(entry.path)) for entry in gone)
     if not dry_run:
         backend.delete(entry.path for entry in hints)
     return Gone(
@@ -146,6 +158,19 @@ def _hints_to_nothing(
     new = backend.exist({path for path in targets if key_of(path)} - listed)
     there = (listed - gone) | new
     return [entry for entry, path in zip(hints, targets, strict=True) if path not in there]
+
+
+def _countersigned_nothing(
+    backend: Backend, listed: AbstractSet[str], gone: AbstractSet[str]
+) -> list[Entry]:
+    """Countersignatures of no manifest, or of one of ``gone``; ``listed`` are former paths."""
+    try:
+        found = [entry for entry in backend.list("countersigned") if key_of(entry.path)]
+    except FileNotFoundError:
+        return []
+    paths = [manifest_path(key_of(entry.path)) for entry in found]
+    there = (listed - gone) | backend.exist(set(paths) - listed)
+    return [entry for entry, path in zip(found, paths, strict=True) if path not in there]
 
 
 def _needs(path: str, read: Callable[[str], Manifest | None]) -> Needs:

@@ -27,6 +27,17 @@ def encode(manifest: Manifest, seal: Seal | None = None) -> bytes:
     return content if seal is None else seal.close(MANIFEST, content)
 
 
+def digest_of(manifest: Manifest) -> str:
+    """The digest of a manifest, whoever signs it."""
+    return hashlib.sha256(_encode(manifest)).hexdigest()
+
+
+def stored_digest(data: bytes) -> str:
+    """The same of one in its stored form, which is valid."""
+    content = read_envelope(MANIFEST, data).content if is_envelope(data) else data
+    return content.rpartition(b"\n")[2].decode()
+
+
 def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
     """The manifest of a step.
 
@@ -83,6 +94,11 @@ def manifest_path(key: str) -> str:
         return f"manifests/{Digest(key)}"
     except ValueError:
         raise StoreError(f"{key!r} is no cache key") from None
+
+
+def countersignature_path(key: str) -> str:
+    """The path of a step's countersignature.  StoreError for an invalid cache key."""
+    return manifest_path(key).replace("manifests/", "countersigned/")
 
 
 def hint_path(digest: str) -> str:

@@ -5,6 +5,7 @@
     manifests/<cache key>     a `fabric.jobs.Manifest` as JSON: "this step is built"
     blobs/<2>/<sha256>        archives and logs; small ones are in their manifest
     hints/<digest>            a cache key (`fabric.trove.artifacts.contents`)
+    countersigned/<key>       what the broker says of it (`fabric.trove.artifacts.countersigned`)
 
 Blobs are written before the manifest that names them, so a manifest's blobs exist; the first
 manifest of a key wins, but one that no trusted key signed counts as absent (`fabric.trust`).
@@ -40,6 +41,7 @@ from fabric.trove.artifacts.errors import advice, brief
 from fabric.trove.artifacts.gc import Gone, collect
 from fabric.trove.artifacts.manifests import (
     apart,
+    countersignature_path,
     decode,
     decode_hint,
     encode,
@@ -106,7 +108,7 @@ class Store:
         """
         self._named = named
         self.url = url
-        self._seal = seal
+        self.seal = self._seal = seal
         self._said = said
         self._told: set[str] = set()  # what `said` was told
         self.copies = Copies(scratch)
@@ -267,8 +269,10 @@ class Store:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove built steps.  Their blobs stay until `gc`."""
+        names = list(keys)
         with self._explained("cannot be cleaned"):
-            self._backend.delete(manifest_path(key) for key in keys)
+            self._backend.delete(map(manifest_path, names))
+            self._backend.delete(map(countersignature_path, names))
 
     def put_equal(self, manifest: Manifest) -> bool:
         """Store a step whose blobs the store has already; False if one of them is missing.
@@ -285,6 +289,21 @@ class Store:
             except FileNotFoundError:
                 return False
         return True
+
+    # -- countersignatures ------------------------------------------------------------------
+
+    def countersignature(self, key: str) -> bytes | None:
+        """The countersignature of a step as it is stored; None if there is none."""
+        with self._explained(f"the countersignature of {key} cannot be read"):
+            try:
+                return self._backend.get(countersignature_path(key), bounds.HINT)
+            except (FileNotFoundError, TooLarge):
+                return None
+
+    def put_countersignature(self, key: str, content: bytes) -> None:
+        """Write or replace the countersignature of a step.  A power cut may lose it."""
+        with self._explained(f"{key} cannot be countersigned"):
+            self._backend.write(countersignature_path(key), content)
 
     # -- hints ------------------------------------------------------------------------------
 

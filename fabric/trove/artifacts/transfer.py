@@ -1,6 +1,7 @@
 """Copies built steps from one store to another.
 
-A manifest is copied as it is, with all its signatures, after the blobs that it names.  So an
+A manifest is copied as it is, with all its signatures, after the blobs that it names; then its
+countersignature.  So an
 interrupted copy leaves no half step, and the next one goes on: what is there is not sent again.
 Everything is compared with its digest when it is read.
 """
@@ -105,6 +106,8 @@ def _copy(key: str, source: Store, to: Store, cancel: CancelToken) -> _Done:
     except (UnsignedError, DamagedError) as error:
         return _Done(key, refused=str(error))
     to.put(found.manifest, files, found.data)
+    if (countersignature := source.countersignature(key)) is not None:
+        to.put_countersignature(key, countersignature)  # whoever signed it: readers check
     sizes = {blob.sha256: blob.size for blob in blobs}
     old = sum(size for sha256, size in sizes.items() if sha256 in there)
     return _Done(key, sent=sum(sizes.values()) - old + len(found.data), there=old)
