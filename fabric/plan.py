@@ -104,11 +104,14 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         unique = {self.keys[step.id]: step for step in reversed(self.steps)}
         return tuple(self._spec(step, self.job(step)) for step in reversed(unique.values()))
 
-    def rebuilds(self, ids: Iterable[str], request: str) -> tuple[StepSpec, ...]:
+    def rebuilds(
+        self, ids: Iterable[str], request: str, builders: Mapping[str, str] = {}
+    ) -> tuple[StepSpec, ...]:
         """Steps of a request that build these chunks and systems once more.
 
         They have keys of their own, so that neither a result replaces another, nor a step above
-        takes the new one.
+        takes the new one.  They come after the steps that they build once more, and so on another
+        worker; ``builders`` has the workers of those that are built, by key.
         """
         unique = {self.keys[id]: self.graph[id] for id in ids}
         specs = []
@@ -117,7 +120,10 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             job = replace(self.job(step), key=rebuild_key(key, request), log=log, rebuild_of=key)
             if job.source is not None:  # an edited chunk is built in a clean tree
                 job = replace(job, source=replace(job.source, edit=""))
-            specs.append(self._spec(step, job))
+            spec = self._spec(step, job)
+            depends = (*spec.depends, key) if step.id in self.wanted else spec.depends
+            built_by = builders.get(key, "")
+            specs.append(replace(spec, depends=depends, again=key, built_by=built_by))
         return tuple(specs)
 
     def _spec(self, step: Step, job: Job) -> StepSpec:

@@ -19,7 +19,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -37,18 +37,22 @@ from fabric.errors import (
     FabricError,
     MachineFault,
     SourceError,
+    StoreError,
 )
 from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember
+from fabric.host.key_files import NAME
 from fabric.host.locks import locked
 from fabric.host.process import die_with_parent
 from fabric.host.progress import silent
 from fabric.host.shared_files import scratch
 from fabric.plan import Plan, make_plan, wanted_sources
-from fabric.trove.configured import open_sources, open_trove
+from fabric.trove.artifacts.store import unsaid
+from fabric.trove.configured import open_sources, open_store, open_trove
 from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import REF, Repository
+from fabric.trust.signing import SigningProblem
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder
 
 #: Bytes of free disk below which every failure counts as the machine's: git reports a full disk
@@ -93,7 +97,8 @@ def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> Bu
             for edit in build_order.edits
             if edit.chunk in by_name
         }
-        return _build_graph(build_order, make_plan(graph, goals, sources, tools, edited), again)
+        plan = make_plan(graph, goals, sources, tools, edited)
+        return _build_graph(build_order, plan, again, _builders(plan, again, settings))
 
 
 def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository:
@@ -117,8 +122,24 @@ def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository
     return repository
 
 
-def _build_graph(build_order: BuildOrder, plan: Plan, again: Sequence[str]) -> BuildGraph:
-    rebuilds = plan.rebuilds(again, build_order.request)
+def _builders(plan: Plan, again: Sequence[str], settings: BrokerSettings) -> dict[str, str]:
+    """The workers that built steps which are built once more, by key, as far as known."""
+    if not again:
+        return {}
+    keys = [plan.keys[id] for id in again]
+    with contextlib.suppress(StoreError, SigningProblem):  # any worker may build it, then
+        store = open_store(settings, said=unsaid)
+        found = store.each(store.whole_manifest, keys)
+        known = {key: one.builder for key, one in zip(keys, found, strict=True) if one is not None}
+        # a manifest is anybody's, and one name that is too long would fail the whole order
+        return {key: name for key, name in known.items() if NAME.match(name)}
+    return {}
+
+
+def _build_graph(
+    build_order: BuildOrder, plan: Plan, again: Sequence[str], builders: Mapping[str, str]
+) -> BuildGraph:
+    rebuilds = plan.rebuilds(again, build_order.request, builders)
     return BuildGraph(
         protocol=PROTOCOL,
         request=build_order.request,

@@ -110,6 +110,10 @@ def unblock(state: FarmState, task: Task) -> None:
 def make_ready(state: FarmState, task: Task, cause: Cause) -> None:
     """A task waits for a worker."""
     state.transition(task, cause)
+    spec = task.spec
+    if spec.again:
+        built = state.tasks.get(spec.again)
+        task.first = (built.builder if built is not None else "") or spec.built_by
     for request in task.requests.values():
         enqueue(state, task, request)
     state.task_changed(task)

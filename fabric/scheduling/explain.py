@@ -262,6 +262,8 @@ def _obstacle(state: FarmState, worker: Worker, task: Task, now: float) -> str:
     if refusal is not None and now < refusal.until:
         again = f"asked again in {refusal.until - now:.0f} s"
         return f"refused it, {again}: {refusal.message}"
+    if worker.name == task.first and worker.name in task.avoid:
+        return "built it the first time, and another one is able to build it once more"
     if worker.backoff_until > now:
         return backing_off(worker, now)
     if not worker.room:

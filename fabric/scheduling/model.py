@@ -111,6 +111,7 @@ class Task(msgspec.Struct, eq=False):
     faults: dict[str, str] = {}  # worker -> why it could not do it
     fault_count: int = 0
     refusals: dict[str, Refusal] = {}  # by worker
+    first: str = ""  # the worker of the step that it builds once more, which others are to spare
     avoid: frozenset[str] = frozenset()  # workers excluded when it was last queued
     damages: int = 0  # times that its artifact was found damaged
     familiar: bool = False  # other steps may have been built from its present output before
@@ -126,7 +127,7 @@ class Task(msgspec.Struct, eq=False):
     @property
     def restricted(self) -> bool:
         """Some workers may be excluded."""
-        return bool(self.faults or self.refusals)
+        return bool(self.faults or self.refusals or self.first)
 
 
 class Worker(msgspec.Struct, eq=False):

@@ -189,7 +189,10 @@ class Pool:
     def update_avoid(self, task: Task, now: float) -> bool:
         """Determine which workers a task avoids; returns whether it was queued anew for that."""
         refused = {name for name, refusal in task.refusals.items() if now < refusal.until}
-        avoid = frozenset(refused | task.faults.keys() if self.has_candidate(task) else refused)
+        candidates = set(self._candidates(task))
+        avoid = frozenset(refused | task.faults.keys() if candidates else refused)
+        if task.first and candidates - {task.first}:  # it may give the same wrong bytes twice
+            avoid |= {task.first}
         if avoid == task.avoid:
             return False
         task.avoid = avoid
@@ -234,12 +237,13 @@ class Pool:
 
     def has_candidate(self, task: Task) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
-        return any(
-            self._workers[name].open
-            and name not in task.faults
-            and (name not in task.refusals or task.refusals[name].count < self._limits.refusals)
-            for name in self.members
-        )
+        return next(self._candidates(task), None) is not None
+
+    def _candidates(self, task: Task) -> Iterator[str]:
+        for name in self.members:
+            often = name in task.refusals and (task.refusals[name].count >= self._limits.refusals)
+            if self._workers[name].open and name not in task.faults and not often:
+                yield name
 
     def waiting(self, now: float) -> Iterator[tuple[Order, Task]]:
         """All ready tasks, in no order, some more than once.  For `explain`, not for dispatch."""

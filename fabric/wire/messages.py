@@ -183,6 +183,8 @@ class StepSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     log: LogName = ""  # "build-step-zlib-misc.log"
     depends: tuple[Name, ...] = ()  # keys, all of them in the same request
     needs: tuple[Name, ...] = ()  # features a worker must have
+    again: Name = ""  # key of the step that it builds once more: on another worker, if one can
+    built_by: Name = ""  # the worker that built that, if it was known to be built already
 
 
 class EditedChunk(msgspec.Struct, frozen=True):

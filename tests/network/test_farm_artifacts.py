@@ -37,6 +37,32 @@ def test_farm_builds_once_more_and_reports_differences(farm: Farm) -> None:
     assert "one: built once more, with another result" in done.stdout, done.stderr
 
 
+def test_farm_certifies_on_another_worker_than_the_first(farm: Farm) -> None:
+    """What was built before, and what the same request builds."""
+    farm.broker()
+    first = farm.worker("w1", slots=2)
+    user = farm.workstation("alice")
+    user.definitions.write(one=ADD.format("one"), two=("one", ADD.format("two")))
+    assert user.build("one").returncode == 0
+    farm.worker("w2", slots=2)
+    until(lambda: len(user.ask("workers")) == 2)
+    done = user.run("certify", "../definitions/systems/small.morph", "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    [found] = [one["certificate"] for one in events if one["event"] == "certified"]
+    builders = {
+        one["name"]: (one["first"]["builder"], one["again"]["builder"]) for one in found["steps"]
+    }
+    assert builders["one"] == ("w1", "w2")
+    assert all(sorted(pair) == ["w1", "w2"] for pair in builders.values()), builders
+    done = user.run("certify", "../definitions/systems/small.morph")
+    assert "another worker: 3 of 3 steps\n" in done.stdout
+    first.kill()
+    until(lambda: len(user.ask("workers")) == 1)
+    done = user.run("certify", "../definitions/systems/small.morph")
+    assert done.returncode == 0, "the one that is left builds all"
+
+
 def test_farm_certifies_a_system(farm: Farm) -> None:
     farm.broker()
     farm.worker("w1")

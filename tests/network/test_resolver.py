@@ -15,6 +15,8 @@ from small_disk import SmallDisk
 
 from fabric import bounds
 from fabric.errors import SourceError
+from fabric.jobs import Manifest
+from fabric.trove.artifacts.store import Store
 from fabric.trove.sources.build_refs import Builds, new_request, ref_of
 from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import Trove
@@ -106,6 +108,35 @@ def test_resolver_uses_the_tools_of_the_workers(farm: Farm) -> None:
     assert theirs.steps[0].needs == ("host-tools:" + "f" * 64,)
     before_a_worker_is_back = submitted(farm.resolve(order))
     assert before_a_worker_is_back.steps == theirs.steps
+
+
+@pytest.mark.parametrize(
+    ("builder", "told"), [("w1", "w1"), ("w" * 300, ""), ("a\nb", ""), (None, "")]
+)
+def test_resolver_tells_who_built_what_is_built_once_more(
+    farm: Farm, builder: str | None, told: str
+) -> None:
+    order = msgspec.structs.replace(farm.order(), rebuild=("one",))
+    before = submitted(farm.resolve(order))
+    [one] = [step for step in before.steps if step.name == "one" and not step.again]
+    store = Store(str(farm.root.parent / "controller/artifacts"), farm.root)
+    if builder is not None:
+        store.put(
+            Manifest(
+                key=one.key, kind="chunk", name="one", arch="x", artifacts=(), builder=builder
+            ),
+            {},
+        )
+    [again] = [step for step in submitted(farm.resolve(order)).steps if step.again]
+    assert (again.name, again.again, again.built_by) == ("one", one.key, told)
+    assert again.depends == (*one.depends, one.key)
+
+
+def test_resolver_rebuilds_though_the_store_is_away(farm: Farm) -> None:
+    farm.config.write_text(farm.config.read_text() + 'artifacts = "http://127.0.0.1:1/a"\n')
+    order = msgspec.structs.replace(farm.order(), rebuild=("one",))
+    [again] = [step for step in submitted(farm.resolve(order)).steps if step.again]
+    assert again.built_by == ""
 
 
 def test_resolver_components(farm: Farm) -> None:

@@ -1,6 +1,7 @@
 """Workers that will not: refusals, operators' drains, and all that is nobody's fault."""
 
 from machine_kit import key_of
+from msgspec.structs import replace
 from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
@@ -146,3 +147,70 @@ def test_drain_of_an_unknown_worker() -> None:
     stage.worker("builder-1")
     error = stage.command("drain", "bulider-1").error
     assert error == "no worker is named bulider-1; did you mean 'builder-1'?"
+
+
+def once_more(*workers: str, **fields: str) -> Stage:
+    """`zlib` is built once more as `again`."""
+    stage = Stage()
+    stage.worker(*workers)
+    graph = stage.submit_of("again: zlib\nzlib:")
+    specs = [
+        replace(spec, again=key_of("zlib"), **fields) if spec.name == "again" else spec
+        for spec in graph.steps
+    ]
+    stage.handle(replace(graph, steps=tuple(specs)))
+    stage.sync()
+    return stage
+
+
+def test_step_is_built_once_more_on_another_worker() -> None:
+    stage = once_more("w1", "w2")
+    [first] = stage.running()
+    stage.done("zlib")
+    [other] = stage.running()
+    assert {first, other} == {"w1", "w2"}
+    stage.done("again")
+    assert stage.verdict() == "done"
+
+
+def test_step_waits_for_another_worker_to_build_it_once_more() -> None:
+    stage = once_more("w1", "w2")
+    [first] = stage.running()
+    other = {"w1": "w2", "w2": "w1"}[first]
+    stage.submit("busy:", request="r2")
+    stage.sync()
+    assert stage.running() == {first: ["zlib"], other: ["busy"]}
+    stage.done("zlib")
+    assert stage.running() == {other: ["busy"]}
+    assert f"{first}: built it the first time, and another" in stage.why("again")
+    stage.command("drain", other)
+    stage.sync()
+    assert stage.running()[first] == ["again"], "no other takes new work"
+
+
+def test_step_is_built_once_more_where_it_was_if_there_is_no_other() -> None:
+    stage = once_more("w1")
+    stage.done("zlib", "again")
+    assert stage.verdict() == "done"
+
+
+def test_step_is_built_once_more_where_it_was_if_no_other_is_able() -> None:
+    stage = once_more("w1", "w2", built_by="w1")
+    [first] = stage.running()
+    stage.done("zlib")
+    stage.ends("again", "fault", message="no")
+    stage.wait(5.0, alive=["w1", "w2"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {first: ["again"]}
+
+
+def test_step_that_was_built_before_is_built_once_more_elsewhere() -> None:
+    for first, other in (("w1", "w2"), ("w2", "w1")):
+        stage = Stage(stored=["zlib"])
+        stage.worker("w1", "w2")
+        graph = stage.submit_of("again: zlib\nzlib:")
+        [again, zlib] = graph.steps
+        again = replace(again, again=key_of("zlib"), built_by=first)
+        stage.handle(replace(graph, steps=(again, zlib)))
+        stage.sync()
+        assert stage.running() == {other: ["again"]}

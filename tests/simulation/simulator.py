@@ -214,6 +214,8 @@ class Simulation(Network):
             log=job.log,
             depends=depends,
             needs=needs,
+            # like a step that is built once more: on another worker, if one can
+            again=depends[0] if depends and key[0] in "0123" else "",
         )
 
     def _make_kinds(self) -> dict[str, Kind]:
