@@ -573,6 +573,13 @@ RESOLVE_MESSAGE = _bound(
 
 # -- deploying -----------------------------------------------------------------------------
 
+IMAGE_ENTRIES = _bound(
+    "IMAGE_ENTRIES",
+    10_000_000,
+    "files and folders",
+    "the root file system of an image that `verify --image` reads",
+    "it is not compared",
+)
 INSTALL_MANIFEST = _bound(
     "INSTALL_MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made"
 )

@@ -161,7 +161,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid]
         command += ["-m", "1", "-N", str(self.inodes), "-J", f"size={self.journal // MIB}"]
         command += ["-E", options, "-d", "-", image.name, f"{self.root_size // 1024}k"]
-        environment = _environment(scratch) | {"MKE2FS_CONFIG": str(config)}
+        variables = environment(scratch) | {"MKE2FS_CONFIG": str(config)}
         with (scratch / "mke2fs.err").open("w+") as complaints:
             process = subprocess.Popen(
                 command,
@@ -169,7 +169,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 cwd=scratch,
-                env=environment,
+                env=variables,
                 umask=PRIVATE,
             )
             assert process.stdin is not None
@@ -248,6 +248,16 @@ def check_tools(*more: str) -> None:
         )
 
 
+def debug_tools() -> None:
+    """ImageError if a tool is missing that reads images."""
+    packages = {"debugfs": "e2fsprogs", "mcopy": "mtools"}
+    if missing := [tool for tool in packages if shutil.which(tool, path=_PATH) is None]:
+        names = " ".join(packages[tool] for tool in missing)
+        raise ImageError(
+            f"to read a disk image needs {', '.join(missing)}: install the Debian packages {names}"
+        )
+
+
 def private_file(path: Path) -> IO[bytes]:
     """A new file of mode 0600, since an image has host keys and password hashes."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
@@ -266,7 +276,7 @@ def run(scratch: Path, *command: str) -> None:
         text=True,
         errors="replace",
         cwd=scratch,
-        env=_environment(scratch),
+        env=environment(scratch),
         umask=PRIVATE,
         check=False,
     )
@@ -277,7 +287,8 @@ def run(scratch: Path, *command: str) -> None:
         raise ImageError(f"{command[0]} failed with exit code {result.returncode}: {said}")
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
+    """The whole environment of a tool."""
     return {
         "PATH": _PATH,
         "HOME": str(scratch),

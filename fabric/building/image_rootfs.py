@@ -89,9 +89,9 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
     with rootfs.open("rb") as file:
         found = Survey(hashlib.file_digest(file, "sha256").hexdigest())
     names = 0
-    with _members(rootfs) as members:
-        for member, content in members:
-            path = _normal(member.name)
+    with members(rootfs) as each:
+        for member, content in each:
+            path = normal(member.name)
             found.entries += 1
             names += len(path) // 2 + 16  # approximate bytes in its folder
             found.kinds[path] = member.type
@@ -111,7 +111,7 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
                 )
                 found.blocks += len(member.linkname) > 59  # shorter ones live in the inode
             elif member.islnk():
-                found.carriers.add(_normal(member.linkname))
+                found.carriers.add(normal(member.linkname))
                 found.kinds[path] = tarfile.REGTYPE
     found.blocks += names // BLOCK
     return found
@@ -197,13 +197,13 @@ def write_tar(rootfs: Path, placed: Mapping[str, File], to: IO[bytes]) -> None:
             _copy(content, to)
             to.write(bytes(-member.size % tarfile.BLOCKSIZE))
 
-    with _members(rootfs) as members:
-        for member, content in members:
-            member.name = _normal(member.name)
+    with members(rootfs) as each:
+        for member, content in each:
+            member.name = normal(member.name)
             if member.name in placed:
                 continue
             if member.islnk():
-                member.linkname = _normal(member.linkname)
+                member.linkname = normal(member.linkname)
             put(member, content() if member.isreg() else None)
     for path, file in sorted(placed.items()):
         member = _entry(path, file)
@@ -216,7 +216,7 @@ class _Content(Protocol):
 
 
 @contextmanager
-def _members(rootfs: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]]]:
+def members(rootfs: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]]]:
     """Every member with a function that opens it; names keep undecodable bytes."""
     try:
         with (
@@ -273,7 +273,7 @@ def _copy(source: IO[bytes], to: IO[bytes]) -> None:
         to.write(piece)
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """A member's path without "./", and without "/" at either end; "." for the root."""
     return "/".join(part for part in name.split("/") if part not in ("", ".")) or "."
 

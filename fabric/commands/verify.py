@@ -16,15 +16,19 @@ from fabric.commands.shared.vouched import Vouched, require_trust, vouched
 from fabric.config import Settings
 from fabric.errors import DamagedError, FabricError
 from fabric.host.shared_files import sha256_of
+from fabric.host.terminal import printable
 from fabric.inputs import COMMIT, REF, inputs
 from fabric.trove.artifacts.contents import changed_inputs
 from fabric.trove.artifacts.countersigned import countersigned
 
 if TYPE_CHECKING:
+    from fabric.building.image_check import Differences
     from fabric.client.project import Project
     from fabric.jobs import Blob, Job, Manifest
     from fabric.plan import Plan
 
+#: Breaks that are printed.
+SHOWN = 50
 #: Inputs that are not in the key: several commits may have the same tree.
 _MAY_DIFFER = {REF, COMMIT}
 
@@ -44,6 +48,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         " with another one that is given so",
     )
     add("--file", metavar="FILE", type=Path, help="a file that must be one of the artifacts")
+    add(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        help="a raw disk image, whose files must be those of the system",
+    )
+    add(
+        "--added",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file or folder that may differ in the image, as `image` has put it there:"
+        " /etc/hostname",
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -58,6 +76,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     named = _named(options.file, steps) if options.file else ""
     if options.file and not named:
         checked.wrong.append(f"{options.file}: it is no artifact of {plan.graph.system}")
+    image = _image(options.image, project, plan) if options.image else None
+    allowed = [path.strip("/") for path in options.added]
+    added = []
+    for path, what in image.all.items() if image is not None else ():
+        if any(path == one or path.startswith(f"{one}/") for one in allowed):
+            added.append(path)
+        else:
+            checked.wrong.append(f"{options.image}: /{printable(path)}: {what}")
     report_edits(project, plan.graph, plan.goals)
     unpinned = project.unpinned(plan.graph, plan.goals)
     if options.json:
@@ -73,12 +99,16 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 "countersigned_by": dict(sorted(checked.countersigned_by.items())),
                 "inputs_by_key": checked.inputs_by_key,
                 "file": named or None,
+                "image": {"entries": image.entries, "added": added} if image is not None else None,
                 "unpinned": unpinned,
                 "wrong": checked.wrong,
             }
         )
     else:
         _print(plan, steps, checked, named, options.file)
+        if image is not None:
+            but = f", but for {first_of(added, 8)}" if added else ""
+            print(f"  image      {options.image}: {image.entries} files and folders compared{but}")
         report_unpinned(unpinned)
     return 1 if checked.wrong else 0
 
@@ -176,11 +206,28 @@ def _named(file: Path, steps: list[Vouched]) -> str:
     return ""
 
 
+def _image(file: Path, project: Project, plan: Plan) -> Differences:
+    """How a disk image differs from the system."""
+    from fabric.building.image_check import compare_image
+
+    key = plan.keys[plan.graph.root.id]
+    manifest = project.store.manifest(key)
+    blob = manifest.artifacts[0].blob if manifest and manifest.kind == "system" else None
+    if blob is None:
+        raise FabricError(f"{plan.graph.system}: the store has no files of this system")
+    try:
+        return compare_image(file, project.store.path(blob, key))
+    except OSError as error:
+        raise FabricError(f"{file}: cannot be read: {error.strerror}") from None
+
+
 def _print(
     plan: Plan, steps: list[Vouched], checked: _Checked, named: str, file: Path | None
 ) -> None:
-    for wrong in checked.wrong:
+    for wrong in checked.wrong[:SHOWN]:
         print(wrong)
+    if len(checked.wrong) > SHOWN:
+        print(f"and {len(checked.wrong) - SHOWN} more")
     goals = [plan.graph[goal] for goal in plan.goals]
     named_goals = first_of([goal.name for goal in goals if goal is not plan.graph.root], 8)
     what = f"{named_goals} of {plan.graph.system}" if named_goals else plan.graph.system

@@ -171,6 +171,35 @@ def test_right_system_is_verified(signed: Signed, tmp_path: Path) -> None:
     assert f"{file}: it is no artifact of small\n" in done.stdout
 
 
+def test_disk_image_is_verified(project: Project, tmp_path: Path) -> None:
+    kernel = "mkdir -p $DESTDIR/boot $DESTDIR/etc; echo 6 > $DESTDIR/boot/vmlinuz-6"
+    project.write(one=kernel)
+    environ = {"FABRIC_TRUSTED_KEYS": str(tmp_path / "trusted")}
+
+    def run(*args: str) -> Any:
+        return project.run(args[0], "../systems/small.morph", *args[1:], environ=environ)
+
+    assert run("build").returncode == 0
+    image = str(tmp_path / "disk.img")
+    made = run("image", "--to", image, "--size", "96M", "--hostname", "host")
+    assert made.returncode == 0, made.stderr
+    done = run("verify", "--image", image)
+    assert done.returncode == 1
+    assert f"{image}: /etc/hostname: added\n" in done.stdout
+    done = run("verify", "--image", image, "--added", "/etc/hostname")
+    assert done.returncode == 0, done.stderr
+    assert " files and folders compared, but for etc/hostname\n" in done.stdout
+    done = run("verify", "--image", image, "--added", "/etc/host")
+    assert done.returncode == 1
+    found = json.loads(run("verify", "--image", image, "--added", "/etc", "--json").stdout)
+    assert found["image"]["added"] == ["etc/hostname"]
+    Path(image).write_bytes(b"no image")
+    done = run("verify", "--image", image)
+    assert done.returncode == 1
+    assert "is not a raw disk image" in done.stderr
+    assert "No such file" in run("verify", "--image", str(tmp_path / "no")).stderr
+
+
 def test_commit_of_the_same_tree_is_the_same_source(signed: Signed) -> None:
     git(signed.project.source, "commit", "-qm", "second", "--allow-empty")
     assert signed.run("verify").returncode == 0
