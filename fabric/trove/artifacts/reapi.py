@@ -160,10 +160,10 @@ class Cas:
                 raise FileNotFoundError(path) from error
             raise
 
-    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> bool:
         wanted = {_named(path): _content(data) for path, data in blobs.items()}
         self._storage.store(wanted, no_check)
-        self._create(last, content, wanted)
+        return self._create(last, content, wanted)
 
     def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
         wanted = [_named(path) for path in sizes]
@@ -171,9 +171,11 @@ class Cas:
             raise FileNotFoundError(missing[0].sha256)
         self._create(last, content, wanted)
 
-    def _create(self, path: str, content: bytes, blobs: Iterable[Digest]) -> None:
-        if not self.exist([path]):
+    def _create(self, path: str, content: bytes, blobs: Iterable[Digest]) -> bool:
+        fresh = not self.exist([path])
+        if fresh:
             self._write(path, content, blobs)
+        return fresh
 
     def write(self, path: str, content: bytes) -> None:
         self._write(path, content, ())
