@@ -120,8 +120,23 @@ class Judge:
             shunned = worker.name in task.refusals and now < task.refusals[worker.name].until
             checking = all(request.state == "checking" for request in task.requests.values())
             able = worker.features.issuperset(task.spec.needs)
-            if able and not (shunned or checking or worker.name in task.faults):
+            spared = worker.name == task.first and self._another_is_able(broker, worker, task)
+            if able and not (shunned or checking or spared or worker.name in task.faults):
                 raise Violation(f"{worker.name} is free, and {task.spec.name} is ready")
+
+    def _another_is_able(self, broker: Run, worker: Worker, task: Task) -> bool:
+        """Whether a step that is built once more may wait for another worker."""
+        limits = broker.scheduler.state.limits
+        return any(
+            other.open
+            and other is not worker
+            and other.features.issuperset(task.spec.needs)
+            and other.name not in task.faults
+            and (
+                other.name not in task.refusals or task.refusals[other.name].count < limits.refusals
+            )
+            for other in broker.scheduler.state.workers.values()
+        )
 
     def ended(self, broker: Run, event: events.Ended) -> None:
         """An attempt ends: it began, and ends for the first time."""
