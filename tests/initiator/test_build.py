@@ -250,10 +250,13 @@ def test_build_removes_leftovers_of_a_killed_one(
     child.wait()
     until(lambda: not project.processes())
     assert len(list(temporary.iterdir())) == 2
+    killed = {file.name for file in (project.cache / "work/tmp").iterdir()}
+    assert killed
     project.write(one="true")
     assert project.build().returncode == 0
     assert [file.name for file in temporary.iterdir()] == ["fabric-of-another-program"]
-    assert list((project.cache / "work/tmp").iterdir()) == []
+    # A slow machine leaves something of the build that has just ended to the next one.
+    assert killed.isdisjoint(file.name for file in (project.cache / "work/tmp").iterdir())
     assert list((project.cache / "artifacts/reserved").iterdir()) == []
 
 

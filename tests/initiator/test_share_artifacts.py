@@ -154,7 +154,7 @@ def test_what_does_not_count_is_named_and_not_taken(machines: Machines, tmp_path
         (("pull", SYSTEM, "--to", "x"), "pull: give the other store, a directory or a URL, as --f"),
         (("push", "--to", "x"), "push: name a system, and some of its chunks or strata if not all"),
         (("push", SYSTEM, "none", "--to", "x"), "small has no chunk, stratum or artifact 'none'"),
-        (("push", SYSTEM, "--to", "odd://x"), "az: as `--to`"),
+        (("push", SYSTEM, "--to", "odd://x"), "reapi: or reapis: as `--to`"),
         (("pull", "ab" * 32, "--from", "http://127.0.0.1:9/x"), "the server is up and `--from` ri"),
         (
             ("push", SYSTEM, "--to", "x", "--password", "none"),
