@@ -126,8 +126,8 @@ class Task(msgspec.Struct, eq=False):
 
     @property
     def restricted(self) -> bool:
-        """Some workers may be excluded."""
-        return bool(self.faults or self.refusals or self.first)
+        """Some workers may be excluded, or were when it was queued before."""
+        return bool(self.faults or self.refusals or self.first or self.avoid)
 
 
 class Worker(msgspec.Struct, eq=False):

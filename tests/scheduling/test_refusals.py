@@ -204,6 +204,18 @@ def test_step_is_built_once_more_where_it_was_if_no_other_is_able() -> None:
     assert stage.running() == {first: ["again"]}
 
 
+def test_step_is_built_once_more_anywhere_if_nobody_knows_any_more_where_it_was() -> None:
+    stage = once_more("w1", "w2")
+    [first] = stage.running()
+    stage.done("zlib")
+    assert stage.running() != {first: ["again"]}
+    zlib = stage.scheduler.state.tasks[key_of("zlib")]
+    zlib.builder = ""  # as of one that was found in the store
+    stage.wait(12.0, alive=[first], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {first: ["again"]}
+
+
 def test_step_that_was_built_before_is_built_once_more_elsewhere() -> None:
     for first, other in (("w1", "w2"), ("w2", "w1")):
         stage = Stage(stored=["zlib"])
