@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from fabric.building import personality
+
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -37,7 +39,8 @@ _starters: dict[int, ThreadPoolExecutor] = {}  # by process: a thread does not o
 def starting(start: Callable[[], T]) -> T:
     """What ``start`` returns, in a thread for whose children the nodes are read-only.
 
-    The thread is as old as the process: a child may ask to end with the thread that made it.
+    They see the same architecture as children of the caller (`fabric.building.personality`).  The
+    thread is as old as the process: a child may ask to end with the thread that made it.
     """
     if os.geteuid() != Path(NODES[0]).stat().st_uid:
         return start()
@@ -48,7 +51,13 @@ def starting(start: Callable[[], T]) -> T:
             _starters.clear()
             _starters[os.getpid()] = ThreadPoolExecutor(1, "sandboxes", _protect)
         starter = _starters[os.getpid()]
-    return starter.submit(start).result()
+    wanted = personality.taken()
+
+    def start_as_here() -> T:
+        personality.become(wanted)
+        return start()
+
+    return starter.submit(start_as_here).result()
 
 
 def _protect() -> None:

@@ -16,14 +16,22 @@ def take(architecture: str) -> None:
 
     OSError if the kernel does not allow it.
     """
-    wanted = _PERSONALITIES.get((platform.machine(), architecture), 0)
-    if wanted == _taken():
+    try:
+        become(_PERSONALITIES.get((platform.machine(), architecture), 0))
+    except OSError as error:
+        why = f"{error.strerror}: no {architecture} programs run here"
+        raise OSError(error.errno, why) from None
+
+
+def become(wanted: int) -> None:
+    """Set the personality of this thread.  OSError if the kernel does not allow it."""
+    if wanted == taken():
         return
     import ctypes  # rarely needed
 
     if ctypes.CDLL(None, use_errno=True).personality(wanted) < 0:
         error = ctypes.get_errno()
-        raise OSError(error, f"{os.strerror(error)}: no {architecture} programs run here")
+        raise OSError(error, os.strerror(error))
 
 
 def is_other(architecture: str) -> bool:
@@ -31,7 +39,7 @@ def is_other(architecture: str) -> bool:
     return (platform.machine(), architecture) in _PERSONALITIES
 
 
-def _taken() -> int:
+def taken() -> int:
     """The personality of this thread."""
     with Path("/proc/thread-self/personality").open() as file:
         return int(file.read(), 16)
