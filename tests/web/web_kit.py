@@ -254,12 +254,14 @@ class Site:
         return self.web.url
 
     def worker(self, name: str, *args: Any, **options: Any) -> HeldWorker:
+        """A worker that the page knows already."""
         curve = self._key("worker", name)
         worker = HeldWorker(
             self.farm.directory, name, *args, at=self.farm.at, curve=curve, **options
         )
         self._stack.callback(worker.stop)
         self.workers.append(worker)
+        until(lambda: self.web.get(f"/workers/{name}").status == 200, 60.0, f"for {name}")
         return worker
 
     def _key(self, role: Role, name: str) -> Curve:
