@@ -133,7 +133,9 @@ def _substitute(
     log.write(f"### built there in {manifest.seconds:.1f} s by {manifest.builder}:")
     _copy_log(manifest, found.files, log)
     phase("store")
-    _store(manifest, found.files, workspace, cancel, found.data)
+    first = _store(manifest, found.files, workspace, cancel, found.data)
+    if first and found.countersignature is not None:
+        workspace.store.put_countersignature(job.key, found.countersignature)
     return manifest
 
 

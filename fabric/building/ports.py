@@ -32,6 +32,8 @@ class Store(Protocol):
         self, manifest: Manifest, files: Mapping[str, Path | bytes], sealed: bytes = b""
     ) -> bool: ...  # whether it is the first of its key
 
+    def put_countersignature(self, key: str, content: bytes) -> None: ...
+
     def sweep(self) -> None: ...  # remove leftovers of killed processes
 
 

@@ -38,6 +38,7 @@ class Substitute(NamedTuple):
     manifest: Manifest
     data: bytes  # as `Sealed`
     files: Mapping[str, bytes | Path]
+    countersignature: bytes | None  # as it is there: readers check it
 
 
 def haste() -> Haste:
@@ -80,10 +81,9 @@ class Substituters:
                 if until is None:
                     until = time.monotonic() + _limit(found.manifest)
                 left = until - time.monotonic()
-                files = abandonable(
-                    partial(_files, found, store, moved), cancel, "substituter", left
+                return abandonable(
+                    partial(_whole, url, found, store, moved), cancel, "substituter", left
                 )
-                return Substitute(url, found.manifest, found.data, files)
             except UnsignedError as error:
                 said(f"{url}: its manifest counts as absent: {error}")
             except DamagedError as error:
@@ -125,10 +125,14 @@ def _sealed(store: Store, key: str, check: Callable[[], None]) -> Sealed | None:
     return store.sealed(key)
 
 
-def _files(
-    found: Sealed, store: Store, moved: Moved, check: Callable[[], None]
-) -> Mapping[str, bytes | Path]:
-    return fetch(found, store, {}, check, moved)
+def _whole(
+    url: str, found: Sealed, store: Store, moved: Moved, check: Callable[[], None]
+) -> Substitute:
+    files = fetch(found, store, {}, check, moved)
+    countersignature = None
+    with contextlib.suppress(StoreError):  # the step counts without it
+        countersignature = store.countersignature(found.manifest.key)
+    return Substitute(url, found.manifest, found.data, files, countersignature)
 
 
 def _limit(manifest: Manifest) -> float:
