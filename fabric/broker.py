@@ -300,7 +300,7 @@ def assemble(
         server=server,
         spools=Spools(state / "logs"),
         telemetry=Telemetry(journal, event_log, metrics),
-        store_client=StoreClient(open_store, wake),
+        store_client=StoreClient(open_store, wake, countersigns=curve is not None),
         resolvers=ResolverPool(resolver, wake),
         new_core=new_core,
     )

@@ -46,6 +46,7 @@ _ERRORS = "zygote.err"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: What the zygote loads for its children: also modules that they load when they need them.
 _LOADED = ("fabric.broker", "fabric.worker", "fabric.trove.sources.export", "ctypes")
+_LOADED_TO_SIGN = "cryptography.hazmat.primitives.serialization"
 
 
 class EmbeddedFabric:
@@ -152,6 +153,9 @@ class Zygote:
         gc.disable()  # what is loaded stays
         for module in _LOADED:
             importlib.import_module(module)
+        if self._settings.trusted_keys:
+            with contextlib.suppress(ImportError):  # who signs says what is missing
+                importlib.import_module(_LOADED_TO_SIGN)
         sweep()
         gc.freeze()  # children share the objects that exist now
         gc.enable()

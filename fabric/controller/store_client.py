@@ -127,11 +127,15 @@ class StoreClient:
         open_store: Callable[[], Store],
         wake: Callable[[], None],
         executor: Executor | None = None,
+        *,
+        countersigns: bool = False,
     ) -> None:
         """``open_store`` and ``wake`` are called in the executor's threads, `Threads` by default.
 
-        Each thread opens a store of its own, and calls ``wake`` after each result.
+        Each thread opens a store of its own, and calls ``wake`` after each result.  A broker
+        ``countersigns`` if it knows its workers by their keys, and its store is signed.
         """
+        self._countersigns = countersigns
         self._open_store = open_store
         self._wake = wake
         self._executor = executor or Threads()
@@ -259,7 +263,7 @@ class StoreClient:
 
     def _countersign(self, verified: Sequence[Result | str]) -> None:
         """Countersign results of attempts, and steps (keys) that were stored as equal to others."""
-        if verified and self._store.get().is_signed:
+        if verified and self._countersigns and self._store.get().is_signed:
             self._verified.put(list(verified))
             self._executor.start("countersigning", self._write_countersignatures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,8 +77,12 @@ def open_substituters(settings: Building) -> Substituters | None:
 def open_seal(settings: Shared) -> Seal | None:
     """What signs and checks manifests; None if no keys are trusted."""
     directory = _path(settings.trusted_keys)
-    if directory is None:
-        return None
+    return _seal(directory) if directory else None
+
+
+@functools.cache
+def _seal(directory: Path) -> Seal:
+    """The seal of all stores of a program: they remember the same signatures."""
     from fabric.trust.signing import TrustedKeys
 
     return Seal(TrustedKeys(directory))

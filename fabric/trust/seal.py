@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 #: Types of what is signed, in their envelopes.
 MANIFEST = "application/vnd.distbuild.manifest"
 HINT = "application/vnd.distbuild.hint"
+#: Most signatures that are remembered as right; to check one takes as long as to read a manifest.
+REMEMBERED = 10_000
 
 
 class UnsignedError(ValueError):
@@ -27,6 +30,7 @@ class Seal:
     def __init__(self, keys: TrustedKeys) -> None:
         self._keys = keys
         self._signer: tuple[object, Signer] | None = None  # with the keys of then
+        self._right: set[bytes] = set()  # a signature that was right stays so
 
     def prepare(self) -> None:
         """Load the own key, or make it.  SigningProblem if that is impossible."""
@@ -47,7 +51,9 @@ class Seal:
         SigningProblem if there is no key, nor can be.
         """
         signer = self._own()
-        signature = signer.sign(envelopes.signed_bytes(kind, content))
+        signed = envelopes.signed_bytes(kind, content)
+        signature = signer.sign(signed)
+        self._remember(_seen(signer.id, signature, signed))
         signatures = (Signature(envelopes.text(signature), signer.id),)
         return envelopes.encode(Envelope(envelopes.text(content), kind, signatures))
 
@@ -74,15 +80,36 @@ class Seal:
         found = [
             key
             for one in envelope.signatures
-            if (key := keys.get(one.keyid)) and key.signed(signed, envelopes.raw(one))
+            if (key := keys.get(one.keyid)) and self._is_right(key, envelopes.raw(one), signed)
         ]
         _judge(envelope, found, keys, self._keys)
         return content, found
 
+    def _is_right(self, key: PublicKey, signature: bytes, signed: bytes) -> bool:
+        seen = _seen(key.id, signature, signed)
+        if seen in self._right:
+            return True
+        right = key.signed(signed, signature)
+        if right:
+            self._remember(seen)
+        return right
+
+    def _remember(self, seen: bytes) -> None:
+        if len(self._right) >= REMEMBERED:
+            self._right.clear()
+        self._right.add(seen)
+
     def demand_unrevoked(self, ids: Iterable[str]) -> None:
         """UnsignedError if one of these keys is revoked."""
-        keys = self._keys.by_id()
-        _demand_unrevoked((keys[id] for id in ids if id in keys), "its contents are")
+        wanted = frozenset(ids)
+        if wanted:
+            keys = self._keys.by_id()
+            _demand_unrevoked((keys[id] for id in wanted if id in keys), "its contents are")
+
+
+def _seen(id: str, signature: bytes, signed: bytes) -> bytes:
+    """A digest of who signed what, and how."""
+    return hashlib.sha256(b"%b %b %b" % (id.encode(), signature.hex().encode(), signed)).digest()
 
 
 def _judge(

@@ -108,8 +108,14 @@ def test_results_of_attempts_are_countersigned_and_so_are_equal_steps(tmp_path: 
         Result("d" * 64, 6, "w1", "e" * 64),  # not what the store has
         Result("f" * 64, 7, "w1", "e" * 64),  # not in the store
     )
-    client = StoreClient(opened, lambda: None)
     keys = ("a" * 64, "d" * 64, "f" * 64)
+    without_keys = StoreClient(opened, lambda: None)  # anybody may call himself w1
+    without_keys.query([QueryStore(1, keys, (spec,), results)])
+    answers_of(without_keys, 1)
+    without_keys.close()  # what is verified is countersigned before
+    assert countersigned(opened(worker), known) is None
+
+    client = StoreClient(opened, lambda: None, countersigns=True)
     client.query([QueryStore(1, keys, (spec,), results)])
     [answer] = answers_of(client, 1)
     assert isinstance(answer, StoreAnswered)
@@ -128,7 +134,7 @@ def test_results_of_attempts_are_countersigned_and_so_are_equal_steps(tmp_path: 
         return isinstance(answer, StoreCompared) and equal.key in answer.equal
 
     until(compared, what="the hint")
-    client.close()  # what is verified is countersigned before
+    client.close()
     same = opened(worker).manifest(equal.key)
     assert same is not None
     found = countersigned(opened(worker), same)

@@ -24,8 +24,8 @@ from fabric.trove.artifacts.health import Health
 from fabric.trove.artifacts.manifests import decode_hint
 from fabric.trove.artifacts.store import TOLD, Store
 from fabric.trust import envelopes
-from fabric.trust.seal import Seal
-from fabric.trust.signing import TrustedKeys
+from fabric.trust.seal import MANIFEST, Seal, UnsignedError
+from fabric.trust.signing import PublicKey, TrustedKeys
 
 
 class Machine:
@@ -55,6 +55,38 @@ def there(tmp_path: Path) -> Machine:
 
 def file_of(tmp_path: Path, number: int = 1) -> Path:
     return tmp_path / "store" / "manifests" / key(number)
+
+
+def test_only_right_signatures_are_remembered_and_not_for_ever(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Seal(here.keys).close(MANIFEST, b"content")
+    seal, wrong = Seal(here.keys), made.replace(b'"sig":"', b'"sig":"AAAA')
+    for data in (wrong, made, wrong, made):
+        counts = data is made
+        if counts:
+            assert seal.open(MANIFEST, data) == b"content"
+        else:
+            with pytest.raises(UnsignedError, match="is wrong"):
+                seal.open(MANIFEST, data)
+    checked: list[bytes] = []
+    is_right = PublicKey.signed
+
+    def signed(key: PublicKey, content: bytes, signature: bytes) -> bool:
+        checked.append(content)
+        return is_right(key, content, signature)
+
+    monkeypatch.setattr(PublicKey, "signed", signed)
+    monkeypatch.setattr("fabric.trust.seal.REMEMBERED", 3)
+    assert seal.open(MANIFEST, made) == b"content"
+    assert not checked
+    for number in range(4):
+        seal.close(MANIFEST, b"%d" % number)
+    assert seal.open(MANIFEST, made) == b"content"
+    assert len(checked) == 1
+    here.keys.revoke("own")
+    with pytest.raises(UnsignedError, match="revoked"):
+        seal.open(MANIFEST, made)
 
 
 def test_manifest_is_signed_and_checked(tmp_path: Path, here: Machine, there: Machine) -> None:
