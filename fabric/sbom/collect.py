@@ -222,6 +222,8 @@ def of_lorry(made: Component, lorry: Lorry) -> Component:
             default = identifiers.generic(name, version, url, sha256)
         case "debian-source":
             version = identifiers.upstream_version(version, revised=lorry.debian_patches)
+            if "ref" in lorry.lines:
+                version = identifiers.as_spelled(version, lorry.ref)
             default = identifiers.generic(name, version, "", sha256)
             supplier = DEBIAN
         case "pypi":

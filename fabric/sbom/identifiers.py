@@ -18,6 +18,7 @@ _GITHUB = re.compile(
 )
 #: What Debian adds to the version of a source that it made smaller.
 _REPACKED = re.compile(r"[.+~-](?:dfsg|ds|repack|orig)[0-9.]*$")
+_PUNCTUATION = re.compile(r"[^A-Za-z0-9]+")
 #: What stands for itself in a URI (RFC 3986), beside letters and digits.
 _URI = "-._~:/?#[]@!$&'()*+,;=%"
 #: What a CPE name has without a backslash before it.
@@ -99,6 +100,15 @@ def upstream_version(version: str, *, revised: bool = False) -> str:
     return _REPACKED.sub("", version) or version
 
 
+def as_spelled(version: str, other: str) -> str:
+    """``other`` if it differs from ``version`` in punctuation only, else ``version``.
+
+    Debian writes upstream's 6.5-20250216 as 6.5+20250216, which scanners take for 6.5.
+    """
+    alike = [_PUNCTUATION.sub(".", one) for one in (version, other)]
+    return other if alike[0] == alike[1] else version
+
+
 def public_url(url: str) -> str:
     """A URL without secrets, as RFC 3986 has them; "" for a path or file of this machine."""
     if "://" not in url or url.startswith("file:"):
@@ -107,10 +117,10 @@ def public_url(url: str) -> str:
 
 
 def cpe(given: str, version: str) -> str:
-    """The CPE 2.3 name of ``VENDOR:PRODUCT``."""
-    vendor, _, product = given.partition(":")
-    parts = [escaped(vendor), escaped(product), escaped(version) or "*"]
-    return f"cpe:2.3:a:{':'.join(parts)}:*:*:*:*:*:*:*"
+    """The CPE 2.3 name of ``[PART:]VENDOR:PRODUCT``; without a part: of an application."""
+    *part, vendor, product = given.split(":")
+    parts = [*(part or ["a"]), escaped(vendor), escaped(product), escaped(version) or "*"]
+    return f"cpe:2.3:{':'.join(parts)}:*:*:*:*:*:*:*"
 
 
 def escaped(text: str) -> str:

@@ -14,9 +14,33 @@ from fabric.sbom.bill import Archive, Bill, Component, Download, ImageFile, Part
 from fabric.sbom.identifiers import safe
 
 E = TypeVar("E", bound=spdx.Element)
+R = TypeVar("R", bound=spdx.Relationship)
 
 _Relation = spdx.RelationshipType
 _Purpose = spdx.software_SoftwarePurpose
+#: Status -> what relates a vulnerability to a package, and how it is called.
+_ASSESSMENTS: dict[str, tuple[type[spdx.security_VexVulnAssessmentRelationship], str]] = {
+    "not_affected": (
+        spdx.security_VexNotAffectedVulnAssessmentRelationship,
+        _Relation.doesNotAffect,
+    ),
+    "affected": (spdx.security_VexAffectedVulnAssessmentRelationship, _Relation.affects),
+    "fixed": (spdx.security_VexFixedVulnAssessmentRelationship, _Relation.fixedIn),
+    "under_investigation": (
+        spdx.security_VexUnderInvestigationVulnAssessmentRelationship,
+        _Relation.underInvestigationFor,
+    ),
+}
+_Why = spdx.security_VexJustificationType
+_JUSTIFICATIONS = {
+    "component_not_present": _Why.componentNotPresent,
+    "vulnerable_code_not_present": _Why.vulnerableCodeNotPresent,
+    "vulnerable_code_not_in_execute_path": _Why.vulnerableCodeNotInExecutePath,
+    "vulnerable_code_cannot_be_controlled_by_adversary": (
+        _Why.vulnerableCodeCannotBeControlledByAdversary
+    ),
+    "inline_mitigations_already_exist": _Why.inlineMitigationsAlreadyExist,
+}
 
 
 def write(bill: Bill) -> bytes:
@@ -40,6 +64,7 @@ class _Document:
         self._licenses: dict[str, spdx.simplelicensing_LicenseExpression] = {}
         self._files: dict[str, spdx.software_File] = {}
         self._packages: dict[str, spdx.software_Package] = {}
+        self._vulnerabilities: dict[str, spdx.security_Vulnerability] = {}
         self._relations = 0
         self._elements: dict[str, spdx.Element] = {}
 
@@ -58,6 +83,7 @@ class _Document:
             self._packages[one.ref] = self._package(one)
         for one in bill.components:
             self._relate_component(one)
+            self._assess(one)
         inside = [self._packages[c.ref] for c in bill.components if c.in_image and not c.within]
         self._relate(system, _Relation.contains, inside, complete=bill.complete)
         for ref, package in (("", system), *self._packages.items()):
@@ -73,7 +99,10 @@ class _Document:
         )
         self.objects.add(document)
         document.rootElement.append(sbom)
-        for profile in ("core", "software", "simpleLicensing"):
+        profiles = ["core", "software", "simpleLicensing"]
+        if self._vulnerabilities:
+            profiles.append("security")
+        for profile in profiles:
             document.profileConformance.append(getattr(spdx.ProfileIdentifierType, profile))
         everything = [self._elements[id] for id in sorted(self._elements)]
         document.element.extend(everything)
@@ -104,6 +133,9 @@ class _Document:
     def _package(self, one: Component) -> spdx.software_Package:
         made = self._element(spdx.software_Package, safe(one.ref), one.name)
         made.software_packageVersion = one.version or None
+        if one.in_image:
+            # scanners skip packages without it
+            made.software_primaryPurpose = _Purpose.install
         if one.purl:
             made.software_packageUrl = one.purl
             self._identified(made, spdx.ExternalIdentifierType.packageUrl, one.purl)
@@ -158,6 +190,21 @@ class _Document:
         tools = [self._packages[c.ref] for c in needs if not (one.in_image and c.in_image)]
         self._relate(made, _Relation.usesTool, tools, scope=True)
 
+    def _assess(self, one: Component) -> None:
+        """Relate a component to the vulnerabilities that the definitions speak of."""
+        package = self._packages[one.ref]
+        found = [self._vulnerability(statement.vulnerability) for statement in one.vex]
+        self._relate(package, _Relation.hasAssociatedVulnerability, found)
+        for vulnerability, statement in zip(found, one.vex, strict=True):
+            form, kind = _ASSESSMENTS[statement.status]
+            made = self._relation(form, vulnerability, kind, [package])
+            if isinstance(made, spdx.security_VexAffectedVulnAssessmentRelationship):
+                made.security_actionStatement = statement.statement
+            elif statement.statement:
+                made.security_statusNotes = statement.statement
+            if isinstance(made, spdx.security_VexNotAffectedVulnAssessmentRelationship):
+                made.security_justificationType = _JUSTIFICATIONS[statement.justification]
+
     # -- elements that several components share ----------------------------------------------
 
     def _party(self, party: Party) -> spdx.Agent:
@@ -174,6 +221,15 @@ class _Document:
             element.externalIdentifier.append(
                 spdx.ExternalIdentifier(externalIdentifierType=kind, identifier=value)
             )
+
+    def _vulnerability(self, name: str) -> spdx.security_Vulnerability:
+        if name not in self._vulnerabilities:
+            made = self._element(spdx.security_Vulnerability, f"vulnerability-{name}", name)
+            kinds = spdx.ExternalIdentifierType
+            is_cve = name.upper().startswith("CVE-")
+            self._identified(made, kinds.cve if is_cve else kinds.securityOther, name)
+            self._vulnerabilities[name] = made
+        return self._vulnerabilities[name]
 
     def _licensed(self, element: spdx.Element, concluded: str, declared: str) -> None:
         for kind, expression in (
@@ -250,22 +306,27 @@ class _Document:
         others = list(others)
         if not others:
             return
-        self._relations += 1
-        made: spdx.Relationship
-        where = f"{self._bill.namespace}#r{self._relations}"
         if scope:
-            made = spdx.LifecycleScopedRelationship(_id=where, creationInfo=self._creation)
-            made.scope = spdx.LifecycleScopeType.build
-        else:
-            made = spdx.Relationship(_id=where, creationInfo=self._creation)
-        made.from_ = one
-        made.relationshipType = kind
-        made.to.extend(others)
+            scoped = self._relation(spdx.LifecycleScopedRelationship, one, kind, others)
+            scoped.scope = spdx.LifecycleScopeType.build
+            return
+        made = self._relation(spdx.Relationship, one, kind, others)
         if kind in (_Relation.contains, _Relation.dependsOn):
             levels = spdx.RelationshipCompleteness
             made.completeness = levels.complete if complete else levels.incomplete
+
+    def _relation(
+        self, form: type[R], one: spdx.Element, kind: str, others: list[spdx.Element | str]
+    ) -> R:
+        self._relations += 1
+        where = f"{self._bill.namespace}#r{self._relations}"
+        made = form(_id=where, creationInfo=self._creation)
+        made.from_ = one
+        made.relationshipType = kind
+        made.to.extend(others)
         self.objects.add(made)
         self._elements[where] = made
+        return made
 
 
 def _license_remarks(one: Component) -> list[str]:

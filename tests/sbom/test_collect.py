@@ -13,8 +13,8 @@ from packageurl import PackageURL
 from fabric import bounds
 from fabric.errors import DefinitionsError, FabricError
 from fabric.sbom import identifiers
-from fabric.sbom.bill import DEBIAN, Party
-from fabric.sbom.collect import collect
+from fabric.sbom.bill import DEBIAN, Component, Party
+from fabric.sbom.collect import collect, of_lorry
 from fabric.trove.sources.lock_files import Locked
 
 
@@ -188,6 +188,35 @@ def test_names_of_cpe_are_escaped() -> None:
     )
 
 
+def test_a_cpe_may_have_another_part() -> None:
+    name = "cpe:2.3:o:linux:linux_kernel:6.12.1:*:*:*:*:*:*:*"
+    assert identifiers.cpe("o:linux:linux_kernel", "6.12.1") == name
+
+
+@pytest.mark.parametrize(
+    ("version", "ref", "spelled"),
+    [
+        ("6.5+20250216", "6.5-20250216", "6.5-20250216"),
+        ("2.0~rc1", "2.0-rc1", "2.0-rc1"),
+        ("1.0", "v1.0", "1.0"),
+        ("1.0", "1.0.1", "1.0"),
+    ],
+)
+def test_a_version_has_the_punctuation_of_its_ref(version: str, ref: str, spelled: str) -> None:
+    assert identifiers.as_spelled(version, ref) == spelled
+
+
+@pytest.mark.parametrize(("ref", "version"), [("", "2.0~rc1"), ("2.0-rc1", "2.0-rc1")])
+def test_only_a_ref_of_the_lorry_tells_the_punctuation(
+    tmp_path: Path, ref: str, version: str
+) -> None:
+    given = f"  ref: {ref}\n" if ref else ""
+    pins = f"  version: 2.0~rc1\n  sha256: {kit.sha(1)}\n"
+    _, read = kit.write(tmp_path, f"thing:\n  type: debian-source\n{pins}{given}")
+    made = Component(ref="a", kind="chunk", name="a", version="", in_image=True)
+    assert of_lorry(made, read.named("thing")).version == version
+
+
 def test_a_package_of_ubuntu_is_not_debians() -> None:
     package = Locked("libc6", "2.39-0ubuntu8", "amd64", kit.sha(1), 1)  # type: ignore[arg-type]
     assert identifiers.debian(package) == "pkg:deb/ubuntu/libc6@2.39-0ubuntu8?arch=amd64"
@@ -240,7 +269,7 @@ def test_wrong_licenses_of_packages_are_reported(tmp_path: Path, given: str, pro
         ("purl: zlib", "'purl' must be a package URL like pkg:github/madler/zlib"),
         ("purl: 'pkg:generic/<b>'", "'purl' must be a package URL"),
         ("cpe: zlib", "'cpe' must be like VENDOR:PRODUCT"),
-        ("cpe: 'a:b:c'", "'cpe' must be like VENDOR:PRODUCT"),
+        ("cpe: 'x:b:c'", "'cpe' must be like VENDOR:PRODUCT"),
         ("supplier: Me", "'supplier' must be like NAME <EMAIL or URL>"),
         ('supplier: "Me\\x1b <a@b>"', "'supplier' must be like NAME <EMAIL or URL>"),
         ("licence: MIT", "unknown field 'licence'; did you mean 'license'?"),

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from fabric.commands.shared.bills import FORMATS, written
 from fabric.sbom.bill import Bill, Party
+from fabric.sbom.identifiers import safe
 
 #: The formats of SBOMs.
 EACH = pytest.mark.parametrize("form", [form for form in FORMATS if form != "openvex-json"])
@@ -153,6 +154,14 @@ def test_tools_are_told_from_components(tmp_path: Path, form: str) -> None:
         assert ("zlib", "dependsOn", "libc") in edges
         assert ("libc", "contains", "libc6") in edges
         assert ("gcc-14", "generates", "libc") in edges
+        installed = {
+            one["spdxId"].partition("#")[2]
+            for one in data["@graph"]
+            if one.get("software_primaryPurpose") == "install"
+        }
+        chunks = ("libc", "zlib", "oniguruma", "wheel", "python", "mirrored")
+        packages_in_them = ("libc/libc6", "python/rich")
+        assert installed == {safe(ref) for ref in (*chunks, *packages_in_them)}
 
 
 @EACH

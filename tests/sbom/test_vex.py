@@ -1,4 +1,4 @@
-"""Statements about vulnerabilities in documents: OpenVEX, and within CycloneDX.
+"""Statements about vulnerabilities in documents: OpenVEX, and within SPDX 3 and CycloneDX.
 
 No package brings OpenVEX's JSON schema, so `WANTED` has what version 0.2.0 of the specification
 requires, in the words of JSON schema.
@@ -198,7 +198,42 @@ def test_cyclonedx_has_the_statements(tmp_path: Path) -> None:
     assert {ref for ref, _ in found} == {"zlib", "gcc/zlib"}
 
 
-@pytest.mark.parametrize("form", ["openvex-json", "cyclonedx-json"])
+def test_spdx_has_the_statements(tmp_path: Path) -> None:
+    document = written(bill(tmp_path), "spdx-json")
+    assert kit.problems("spdx-json", document, tmp_path) == []
+    graph = json.loads(document)["@graph"]
+    names = {one["spdxId"]: one["name"] for one in graph if "name" in one and "spdxId" in one}
+    found = {
+        names[one["from"]]: one
+        for one in graph
+        if one["type"].startswith("security_Vex") and one["to"][0].endswith("#c-zlib")
+    }
+    assert {name: one["relationshipType"] for name, one in found.items()} == {
+        "CVE-2025-1": "fixedIn",
+        "CVE-2025-2": "doesNotAffect",
+        "CVE-2025-3": "doesNotAffect",
+        "CVE-2025-4": "affects",
+        "CVE-2025-5": "underInvestigationFor",
+    }
+    assert found["CVE-2025-1"]["security_statusNotes"] == "by the patch"
+    assert found["CVE-2025-2"]["security_justificationType"] == "componentNotPresent"
+    why = "vulnerableCodeCannotBeControlledByAdversary"
+    assert found["CVE-2025-3"]["security_justificationType"] == why
+    assert found["CVE-2025-3"]["security_statusNotes"] == "no input"
+    assert found["CVE-2025-4"]["security_actionStatement"] == "do not open files"
+    [zlib] = [
+        one
+        for one in graph
+        if one.get("relationshipType") == "hasAssociatedVulnerability"
+        and one["from"].endswith("#c-zlib")
+    ]
+    assert {names[one] for one in zlib["to"]} == found.keys()
+    [whole] = [one for one in graph if one["type"] == "SpdxDocument"]
+    assert "security" in whole["profileConformance"]
+    assert kit.bsi(document, tmp_path)["Dependency Completeness"]
+
+
+@pytest.mark.parametrize("form", ["openvex-json", "spdx-json", "cyclonedx-json"])
 def test_the_same_statements_give_the_same_bytes(tmp_path: Path, form: str) -> None:
     assert written(bill(tmp_path / "a"), form) == written(bill(tmp_path / "b"), form)
 

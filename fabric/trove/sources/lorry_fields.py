@@ -174,7 +174,8 @@ ABOUT: dict[str, _Check] = {
         "a package URL like pkg:github/madler/zlib",
     ),
     "cpe": _Text(
-        r"[a-z0-9._+-]+:[a-z0-9._+-]+", "like VENDOR:PRODUCT, as the CPE dictionary has them"
+        r"(?:[aoh]:)?[a-z0-9._+-]+:[a-z0-9._+-]+",
+        "like VENDOR:PRODUCT, as the CPE dictionary has them",
     ),
     "supplier": SUPPLIER,
     "vex": lorry_vex.check,
@@ -273,7 +274,8 @@ MEANINGS = {
     " what the package says",
     "purl": "upstream's package URL, for the SBOM; the version is added; default: `pkg:deb` for"
     " Debian's packages, `pkg:pypi` for Python's, else `pkg:generic`",
-    "cpe": "vendor and product, as `zlib:zlib`, for the SBOM; the version is added",
+    "cpe": "vendor and product, as `zlib:zlib`, or for an operating system, as"
+    " `o:linux:linux_kernel`, for the SBOM; the version is added",
     "supplier": "who supplies it, as `NAME <EMAIL or URL>`, for the SBOM; default: Debian for its"
     " packages and sources, else unknown",
     "vex": "statements about vulnerabilities, as below; they count for what the lorry brings, with"
