@@ -1,8 +1,8 @@
 """Stock scanners read the SBOM of the example system: they find what is planted, and no more.
 
-sbom-cve-check matches CPE names in SPDX 3 documents with records of the CVE list.  vdb, the engine
-of OWASP dep-scan, matches package URLs in CycloneDX documents with records of OSV.  Neither has a
-network here, so each has the planted records only.
+sbom-cve-check matches CPE names in SPDX 3 documents with records of the National Vulnerability
+Database.  vdb, the engine of OWASP dep-scan, matches package URLs in CycloneDX documents with
+records of OSV.  Neither has a network here, so each has the planted records only.
 """
 
 from __future__ import annotations
@@ -76,32 +76,18 @@ class Record(NamedTuple):
         }
         return {"id": self.name, "summary": "planted", "affected": [affected]}
 
-    def of_the_cve_list(self) -> dict[str, Any]:
-        _, vendor, product = self.cpe.split(":")
-        affected = {
-            "vendor": vendor,
-            "product": product,
-            "cpes": [f"cpe:2.3:{self.cpe}:*:*:*:*:*:*:*:*"],
-            "versions": [
-                {
-                    "version": self.since,
-                    "lessThan": self.fixed,
-                    "versionType": "custom",
-                    "status": "affected",
-                }
-            ],
-            "defaultStatus": "unaffected",
+    def of_the_nvd(self) -> dict[str, Any]:
+        match = {
+            "vulnerable": True,
+            "criteria": f"cpe:2.3:{self.cpe}:*:*:*:*:*:*:*:*",
+            "versionStartIncluding": self.since,
+            "versionEndExcluding": self.fixed,
         }
         return {
-            "dataType": "CVE_RECORD",
-            "dataVersion": "5.2",
-            "cveMetadata": {"cveId": self.name, "state": "PUBLISHED"},
-            "containers": {
-                "cna": {
-                    "descriptions": [{"lang": "en", "value": "planted"}],
-                    "affected": [affected],
-                }
-            },
+            "id": self.name,
+            "vulnStatus": "Analyzed",
+            "descriptions": [{"lang": "en", "value": "planted"}],
+            "configurations": [{"nodes": [{"operator": "OR", "cpeMatch": [match]}]}],
         }
 
 
@@ -206,17 +192,17 @@ def without_network(words: Sequence[str | Path], scratch: Path, **environ: str) 
 def by_cpe(documents: Documents, records: Sequence[Record], scratch: Path) -> dict[str, Report]:
     """What sbom-cve-check reports, by the status of the vulnerability."""
     for record in records:
-        folder = scratch / "cvelist/cves/2099" / f"{record.name.split('-')[2][:-3]}xxx"
+        folder = scratch / "nvd/CVE-2099" / f"{record.name[:-2]}xx"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{record.name}.json").write_text(json.dumps(record.of_the_cve_list()))
+        (folder / f"{record.name}.json").write_text(json.dumps(record.of_the_nvd()))
     for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
         author = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
-        subprocess.run(["git", *author, *words], cwd=scratch / "cvelist", check=True)
+        subprocess.run(["git", *author, *words], cwd=scratch / "nvd", check=True)
     command: list[str | Path] = [BIN / "sbom-cve-check", "--sbom", documents.spdx]
     command += ["--export-type", "csv", "--export-path", "found.csv"]
     command += ["--ignore-default-config", "--offline-mode", "--disable-auto-updates"]
     # its table of aliases takes the linux_kernel of any vendor for Linux
-    command += ["--no-builtin-products-db", "--add-db", "cve-db-cvelist", "cvelist"]
+    command += ["--no-builtin-products-db", "--add-db", "cve-db-nvd-fkie", "nvd"]
     without_network(command, scratch)
     refs = {one["name"]: one["bom-ref"] for one in documents.components() if "cpe" in one}
     found: dict[str, Report] = {}
@@ -275,7 +261,7 @@ def affected(documents: Documents, records: Sequence[Record], scratch: Path) -> 
 
 Scan = Callable[[Documents, Sequence[Record], Path], Report]
 SCANS: dict[str, Scan] = {
-    "sbom-cve-check": lambda *given: by_cpe(*given)["affected"],
+    "sbom-cve-check": lambda *given: by_cpe(*given).get("affected", set()),
     "vdb": by_purl,
     "affected": affected,
 }
