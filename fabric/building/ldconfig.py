@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from fabric.building import overlay, sandbox
@@ -13,11 +14,15 @@ from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed
 from fabric.host.cancel import CancelToken
 
-#: ldconfig runs in trees that have this file and one of these programs.
 CONFIGURATION = b"etc/ld.so.conf"
 PROGRAMS = frozenset((b"sbin/ldconfig", b"usr/sbin/ldconfig"))
 #: A file of ldconfig that contains inode numbers, so it differs each time.
 RUBBISH = b"var/cache/ldconfig/aux-cache"
+
+
+def needed(paths: Collection[bytes]) -> bool:
+    """Whether ldconfig runs in a tree with these files: they are its configuration and program."""
+    return CONFIGURATION in paths and not PROGRAMS.isdisjoint(paths)
 
 
 def linked(

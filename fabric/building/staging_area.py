@@ -86,7 +86,7 @@ def prepare(
     lower, has = list(stack.paths), stack.has
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
-    if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
+    if inside and ldconfig.needed(has):
         lower.append(ldconfig.linked(stack, workspace.layers, log, cancel, limits))
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     environment = dict(job.environment, DESTDIR=inst)

@@ -204,7 +204,7 @@ def _integrate(
         if path.rpartition(b"/")[0] == INTEGRATION.encode()
     )
     lists = []
-    if ldconfig.CONFIGURATION in tree.files and not ldconfig.PROGRAMS.isdisjoint(tree.files):
+    if ldconfig.needed(tree.files):
         lists.append(CommandList("ldconfig", ("ldconfig",)))
     for name in (name.decode("utf-8", "surrogateescape") for name in names):
         command = quote(f"/{INTEGRATION}/{name}")

@@ -58,7 +58,7 @@ def staged_shell(
     with workspace.using(keys), Log(Path(os.devnull)) as log:
         stack = workspace.layers.stage(staged, cancel, log.write)
         lower = list(stack.paths)
-        if ldconfig.CONFIGURATION in stack.has and not ldconfig.PROGRAMS.isdisjoint(stack.has):
+        if ldconfig.needed(stack.has):
             limits = sandbox.NO_LIMITS
             lower.append(ldconfig.linked(stack, workspace.layers, log, cancel, limits))
         return _enter(lower, workspace, argv, "these artifacts", prefixes)
