@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fabric.errors import DamagedError
 from fabric.jobs import Manifest
+from fabric.trove.artifacts.contents import output_of
 from fabric.trove.artifacts.manifests import stored_digest
 from fabric.trove.artifacts.store import Sealed, Store
 from fabric.trust.countersignature import KIND, Countersignature, decode, encode
@@ -48,7 +49,7 @@ def countersign_equal(store: Store, key: str) -> bool:
     if found is None or store.seal is None or not found.manifest.origin:
         return False
     origin = store.whole_manifest(found.manifest.origin)
-    if origin is None or _output(origin) != _output(found.manifest):
+    if origin is None or output_of(origin) != output_of(found.manifest):
         return False
     known = countersigned(store, origin)
     if known is None or store.seal.own_id not in {by.id for by in known.by}:
@@ -80,7 +81,3 @@ def _sealed(store: Store, key: str) -> Sealed | None:
         return store.sealed(key)
     except (UnsignedError, DamagedError):
         return None
-
-
-def _output(manifest: Manifest) -> list[tuple[str, str]]:
-    return [(one.name, one.blob.sha256 if one.blob else "") for one in manifest.artifacts]
