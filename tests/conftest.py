@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +30,9 @@ settings.register_profile(
 settings.load_profile("fresh")
 
 os.environ.pop("PYTHONUNBUFFERED", None)
+# else each program that a test starts compiles all its modules
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest is in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
