@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fabric import bounds, config
-from fabric.building import agent
+from fabric.building import agent, devices
 from fabric.building.agent import WorkerAgent
 from fabric.building.attempt import Attempt
 from fabric.building.host_tools import host_tools
@@ -143,6 +143,8 @@ class Worker:
             signal.signal(number, self._on_signal)
         supervisor = Supervisor()
         supervisor.ready()
+        if problem := devices.unprotected():
+            self._report(problem)
         # A sandbox dies with the thread that started it, so threads live as long as the worker.  In
         # each slot, one attempt may run in its sandbox while the one before it is stored.
         for _ in range(2 * self._agent.slots):
