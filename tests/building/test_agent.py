@@ -307,13 +307,14 @@ def test_report_of_the_largest_size_fits_a_frame() -> None:
     wish = Wish(2**63 - 1)
     many = tuple((f"{n:064x}", 2**63 - 1 - n) for n in range(2 * bounds.REPORTED))
     started = [each for each in agent.desired(wish(start=many)) if isinstance(each, Start)]
+    message, command = cut(wide * 10_000), cut(wide * 10_000_000)
     for each in started:
         agent.progress(each.key, each.fence, phase=wide * 64, log_size=2**63 - 1)
         outcome = Outcome(
             each.key, each.fence, "refused",
-            message=cut(wide * 10_000),
+            message=message,
             phase=wide * 64,
-            command=cut(wide * 10_000_000),
+            command=command,
             seconds=1e9,
             log_size=2**63 - 1,
             log_sha256="f" * 64,
