@@ -68,17 +68,25 @@ def processes(begin: Callable[..., None], *args: object) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(os.cpu_count(), spawn, initializer=begin, initargs=args)
 
 
-def play_all(first: int, count: int) -> Campaign:
-    """Play so many seeds."""
+def play_all(first: int, count: int, most: int = 0) -> Campaign:
+    """Play ``count`` seeds, and then up to ``most`` until all that is rare has happened.
+
+    What is played does not depend on the machine.
+    """
     campaign = Campaign()
-    starts = range(first, first + count, CHUNK)
-    ends = [min(start + CHUNK, first + count) for start in starts]
+    most = max(count, most)
+    starts = range(first, first + most, CHUNK)
+    ends = [min(start + CHUNK, first + most) for start in starts]
     with processes(gc.freeze) as pool:
         for part in pool.map(_play_some, starts, ends):
             campaign.counts += part.counts
             campaign.faults += part.faults
             campaign.happened += part.happened
             campaign.violations += part.violations
+            enough = campaign.counts["scenarios"] >= count
+            if enough and (campaign.violations or not campaign.never):
+                pool.shutdown(cancel_futures=True)
+                break
     return campaign
 
 

@@ -34,7 +34,7 @@ EVENTS = (
     "refused: unknown-request",
     "refused: no-log",
 )
-#: Too rare for 2,000 seeds: a worker reports an attempt of a former broker during one query.
+#: Too rare to wait for: a worker reports an attempt of a former broker during one query.
 #: `tests/scheduling/test_equal_steps.py` has it.
 RARER = {(State.COMPARING, Cause.ADOPTED)}
 WANTED = (*EVENTS, *(f"{state} -- {cause.name}" for state, cause in TABLE.keys() - RARER))
