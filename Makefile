@@ -92,11 +92,18 @@ image: build ## build it, and make a bootable disk: build/system.img
 
 .PHONY: check
 check: setup-deploy setup-dev ## verify format, lint, types, import contracts, YAML, roles
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check-code check-roles
+
+.PHONY: check-code
+check-code:
 	$(BIN)/ruff format --check fabric tests bench ansible docs
 	$(BIN)/ruff check fabric tests bench ansible docs
 	$(BIN)/mypy
 	$(BIN)/mypy $(addprefix -p ansible_collections.distbuild.fabric.plugins.,modules module_utils)
 	$(BIN)/lint-imports --no-cache
+
+.PHONY: check-roles
+check-roles:
 	$(BIN)/yamllint --strict .
 	PATH=$(CURDIR)/$(BIN):$$PATH vmhost=none ANSIBLE_INVENTORY=clusters/minimal-system.morph \
 	  $(BIN)/ansible-lint --offline --strict
