@@ -1,8 +1,8 @@
 """Compares a disk image with the system artifact that it should have been made of.
 
-Nothing is mounted, and no rights are needed: debugfs and mcopy read the image, which is opened
-for reading only, and only a piece of a file is in memory at a time.  Times are not compared, nor
-the boot loader, which is this machine's and not the system's.
+Nothing is mounted, and no rights are needed: e2fsck, debugfs and mtools read the image, which is
+opened for reading only, and only a piece of a file is in memory at a time.  Times are not compared,
+nor the boot loader and its settings, which are not the system's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import re
 import struct
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,21 @@ _LONGEST = 1024  # more than a line of debugfs about an entry, whose name has at
 _ROOT = 2  # inode of a root directory
 #: A line of ``ls -l -p``: /inode/mode/uid/gid/name/size/
 _LINE = re.compile(rb"/(\d+)/([0-7]+)/(\d+)/(\d+)/(.*)/(\d*)/\n\Z", re.DOTALL)
+#: Offset and size of a superblock, and the offset in it of the number that ext4 begins with.
+_SUPERBLOCK, _MAGIC = 1024, 0x38
+#: (offset in a superblock, bits) that tell of work which a mount would finish: a journal to be
+#: replayed, the first file to be removed, more of these in a file.
+_UNFINISHED = ((0x60, 0x4), (0xE8, 0xFFFFFFFF), (0x64, 0x10000))
 #: Symbolic links up to this length are in their inode.
 _FAST = 60
 #: Made by mke2fs.
-_OURS = {"lost+found"}
+_OURS = "lost+found"
 #: Names on the boot partition that are copies of files of the system: name -> what they begin with.
 _BOOT = {"vmlinuz": "boot/vmlinuz", "initrd.img": "boot/initrd"}
+#: The boot loader's own files there.  It could start another kernel, if there were one.
+_LOADER = {"ldlinux.sys", "ldlinux.c32", "syslinux.cfg"}
+#: Types of the four partitions in an MBR: FAT16, Linux, none.
+_PARTITIONS = (0x0E, 0x83, 0, 0)
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -74,6 +84,9 @@ def compare_image(image: Path, rootfs: Path) -> Differences:
         found = Differences()
         nodes = reader.walk()
         digests = _compare(rootfs, nodes, reader, found)
+        reader.find_attributes(nodes, found)
+        for name in reader.boot_files() - _BOOT.keys() - _LOADER:
+            found.added.append(f"{name} on the boot partition")
         for name, prefix in _BOOT.items():
             content = reader.boot_file(name)
             theirs = {digest for path, digest in digests.items() if path.startswith(prefix)}
@@ -82,6 +95,7 @@ def compare_image(image: Path, rootfs: Path) -> Differences:
             if content is not None and content not in theirs:
                 found.changed[f"{name} on the boot partition"] = "content"
         found.missing.sort()
+        found.added.sort()
         return found
 
 
@@ -89,7 +103,7 @@ def _compare(
     rootfs: Path, nodes: Mapping[str, Node], reader: _Reader, found: Differences
 ) -> dict[str, str]:
     """Compare all entries; returns the digests of the system's kernels and initrds by path."""
-    seen: set[str] = set(_OURS)
+    seen: set[str] = set()
     files: list[tuple[str, Node]] = []  # whose contents are to be compared, in the archive's order
     with members(rootfs) as each:
         for member, _ in each:
@@ -115,8 +129,14 @@ def _compare(
                         found.changed[path] = "size"
                         continue
                 files.append((path, node))
-    parents = {path[:end] for path in seen for end in _slashes(path)}
-    found.added = sorted(nodes.keys() - seen - parents - {"."})
+    made = {path[:end] for path in seen for end in _slashes(path)} | {"."}
+    others = {path: (0o755, nodes[path]) for path in made - seen if path in nodes}
+    if _OURS in nodes and _OURS not in seen:
+        others[_OURS] = 0o700, nodes[_OURS]
+    for path, (mode, node) in others.items():
+        if what := _difference(tarfile.DIRTYPE, mode, 0, 0, node):
+            found.changed[path] = what
+    found.added = list(nodes.keys() - seen - others.keys())
     return _compare_contents(rootfs, files, reader, found)
 
 
@@ -176,7 +196,11 @@ def _echo(output: IO[bytes], command: str) -> None:
     """Read what debugfs prints before the answer to a command."""
     expected = f"debugfs: {command}\n".encode()
     if output.read(len(expected)) != expected:
-        raise ImageError("debugfs gave another answer than expected: the file system is damaged")
+        raise _unexpected()
+
+
+def _unexpected() -> ImageError:
+    return ImageError("debugfs gave another answer than expected: the file system is damaged")
 
 
 def _answer(output: IO[bytes]) -> bytes:
@@ -219,12 +243,36 @@ class _Reader:
             )
         if len(head) < _SECTOR or head[510:] != b"\x55\xaa":
             raise ImageError(f"{image} is not a raw disk image: it has no partition table")
-        parts = [struct.unpack_from("<B3xB3xII", head, 446 + 16 * n) for n in range(2)]
-        if (parts[0][1], parts[1][1]) != (0x0E, 0x83):
+        parts = [struct.unpack_from("<B3xB3xII", head, 446 + 16 * n) for n in range(4)]
+        if tuple(part[1] for part in parts) != _PARTITIONS:
             raise ImageError(f"{image} has other partitions than images of `image`")
         if image.stat().st_size < max(part[2] + part[3] for part in parts) * _SECTOR:
             raise ImageError(f"{image} is shorter than its partitions: it is not whole")
-        self._boot, self._root = (part[2] * _SECTOR for part in parts)
+        self._boot, self._root = (part[2] * _SECTOR for part in parts[:2])
+        self._demand_whole()
+
+    def _demand_whole(self) -> None:
+        """ImageError if the kernel might find other files than debugfs in the root file system."""
+        with self._image.open("rb") as file:
+            file.seek(self._root + _SUPERBLOCK)
+            block = file.read(_SUPERBLOCK)
+        if len(block) < _SUPERBLOCK or block[_MAGIC : _MAGIC + 2] != b"\x53\xef":
+            raise ImageError(
+                f"{self._image}: its second partition is no ext4 file system; an encrypted one"
+                " cannot be compared"
+            )
+        if any(struct.unpack_from("<I", block, at)[0] & bits for at, bits in _UNFINISHED):
+            raise ImageError(
+                f"{self._image}: its root file system was in use when the image was copied: to"
+                " mount it changes files"
+            )
+        # names with "/", folders in themselves, blocks of two files: nothing below expects them
+        code, said = self._ask("e2fsck", "-f", "-n", f"image?offset={self._root}")
+        if code:
+            why = next((line for line in said if line and not line.startswith("Pass ")), "")
+            raise ImageError(
+                f"{self._image}: its root file system is damaged, says e2fsck: {in_line(why)}"
+            )
 
     def walk(self) -> dict[str, Node]:
         """All entries of the root file system by path; the root is "."."""
@@ -292,6 +340,41 @@ class _Reader:
         finally:
             process.kill()
             process.wait()
+
+    def find_attributes(self, nodes: Mapping[str, Node], found: Differences) -> None:
+        """Note the entries with extended attributes: images have none, and one may be a right."""
+        entries = [(path, f"ea_list <{node.inode}>") for path, node in nodes.items()]
+        with self.debug([command for _, command in entries]) as output:
+            line = output.readline(_PIECE)
+            for path, command in entries:
+                if line != f"debugfs: {command}\n".encode():
+                    raise _unexpected()
+                line = output.readline(_PIECE)
+                if line and not line.startswith(b"debugfs: "):
+                    found.changed.setdefault(path, "extended attributes")
+                while line and not line.startswith(b"debugfs: "):
+                    line = output.readline(_PIECE)
+
+    def boot_files(self) -> set[str]:
+        """The names of the files and folders on the boot partition, in lower case."""
+        _, lines = self._ask("mdir", "-a", "-b", "-i", f"image@@{self._boot}", "::")
+        return {in_line(line.removeprefix("::/")).lower() for line in lines}
+
+    def _ask(self, *command: str) -> tuple[int, list[str]]:
+        """The exit code of a tool, and the first lines that it prints."""
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self._scratch,
+            env=environment(self._scratch),
+        ) as process:
+            assert process.stdout is not None
+            said = process.stdout.read(_PIECE)
+            if len(said) == _PIECE:
+                process.kill()  # it may go on for ever
+        return process.returncode, said.decode(errors="replace").splitlines()
 
     def boot_file(self, name: str) -> str | None:
         """The digest of a file on the boot partition; None if there is none."""

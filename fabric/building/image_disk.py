@@ -250,9 +250,9 @@ def check_tools(*more: str) -> None:
 
 def debug_tools() -> None:
     """ImageError if a tool is missing that reads images."""
-    packages = {"debugfs": "e2fsprogs", "mcopy": "mtools"}
+    packages = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "mcopy": "mtools", "mdir": "mtools"}
     if missing := [tool for tool in packages if shutil.which(tool, path=_PATH) is None]:
-        names = " ".join(packages[tool] for tool in missing)
+        names = " ".join(sorted({packages[tool] for tool in missing}))
         raise ImageError(
             f"to read a disk image needs {', '.join(missing)}: install the Debian packages {names}"
         )

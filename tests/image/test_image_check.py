@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,16 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
     return image, rootfs
 
 
-def change(image: Path, *commands: str) -> None:
+def change(
+    image: Path, *commands: str, options: Sequence[str] = (), script: Path | None = None
+) -> None:
+    """Let debugfs change the root file system by commands, or by those in a file."""
     where = f"disk?offset={ROOT}"
     (image.parent / "disk").symlink_to(image)
     for command in commands:
+        how = ["-f", str(script)] if script else ["-R", command]
         done = subprocess.run(
-            ["/usr/sbin/debugfs", "-w", "-R", command, where],
+            ["/usr/sbin/debugfs", "-w", *options, *how, where],
             cwd=image.parent, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert "not found" not in done.stderr, done.stderr
@@ -87,6 +91,14 @@ def test_files_that_were_laid_over_the_system_are_named(tmp_path: Path) -> None:
         (["rm etc/hostname", "write evil etc/hostname"], {"etc/hostname": "content"}),
         (["write evil usr/bin/evil"], {"usr/bin/evil": "added"}),
         (["rm usr/bin/su2", "write evil usr/bin/su2"], {"usr/bin/su2": "it is no hard link"}),
+        (["ea_set usr/empty security.capability cap"], {"usr/empty": "extended attributes"}),
+        (
+            ["ea_set usr/bin user.x y", "ea_set dev/null user.x y"],
+            {"usr/bin": "extended attributes", "dev/null": "extended attributes"},
+        ),
+        (["sif / mode 040777"], {".": "mode"}),
+        (["sif lost+found uid 1000"], {"lost+found": "owner"}),
+        (["rmdir lost+found", "write evil lost+found"], {"lost+found": "kind"}),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
 )
@@ -112,6 +124,49 @@ def test_kernel_on_the_boot_partition_is_compared(paths: tuple[Path, Path]) -> N
     assert compare_image(image, rootfs).all == {"vmlinuz on the boot partition": "content"}, where
     subprocess.run(["mdel", "-i", f"link@@{MIB}", "::vmlinuz"], cwd=image.parent, check=True)
     assert compare_image(image, rootfs).all == {"vmlinuz on the boot partition": "it is missing"}
+
+
+def test_other_files_on_the_boot_partition_are_named(paths: tuple[Path, Path]) -> None:
+    """The boot loader could start another kernel than the one that is compared."""
+    image, rootfs = paths
+    (image.parent / "link").symlink_to(image)
+    (image.parent / "evil").write_bytes(b"evil kernel")
+    boot = ["-i", f"link@@{MIB}"]
+    subprocess.run(["mmd", *boot, "::folder"], cwd=image.parent, check=True)
+    for name in ("Another Kernel", "folder/evil"):
+        subprocess.run(["mcopy", *boot, "evil", f"::{name}"], cwd=image.parent, check=True)
+    subprocess.run(["mattrib", *boot, "+h", "+s", "::Another Kernel"], cwd=image.parent, check=True)
+    assert compare_image(image, rootfs).all == {
+        "another kernel on the boot partition": "added",
+        "folder/ on the boot partition": "added",
+    }
+
+
+def further_partition(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.seek(446 + 2 * 16 + 4)
+        file.write(b"\x83")
+
+
+def journal(image: Path) -> None:
+    (image.parent / "evil").write_bytes(b"e" * 4096)
+    script = image.parent / "script"
+    script.write_text("jo\njw -b 5000 evil\njc\n")
+    change(image, "cd /", script=script)
+
+
+def orphan(image: Path) -> None:
+    change(image, "ssv last_orphan 12")
+
+
+def slash_in_a_name(image: Path) -> None:
+    """The answer of debugfs looks like one about two files."""
+    change(image, "cd usr", "mkdir usr/x", "write /dev/null usr/x/fake_4_name", "mkdir usr/x/other")
+    data = image.read_bytes()
+    assert data.count(b"fake_4_name") == 1
+    image.write_bytes(data.replace(b"fake_4_name", b"fake/4/\nnam"))
+    (image.parent / "disk").unlink()
+    change(image, "rmdir usr/x/other", options=["-n"])  # which writes a right checksum
 
 
 def cut(image: Path) -> None:
@@ -146,7 +201,11 @@ def noise(image: Path) -> None:
         (qcow2, "is a qcow2: convert it: qemu-img convert -O raw a=b,c.img FILE"),
         (no_table, "is not a raw disk image: it has no partition table"),
         (other_table, "has other partitions than images of `image`"),
-        (noise, "debugfs gave another answer than expected"),
+        (noise, "its second partition is no ext4 file system; an encrypted one cannot be compared"),
+        (further_partition, "has other partitions than images of `image`"),
+        (journal, "its root file system was in use when the image was copied"),
+        (orphan, "its root file system was in use when the image was copied"),
+        (slash_in_a_name, "is damaged, says e2fsck: Entry .* has illegal characters in its name"),
     ],
 )
 def test_what_is_no_image_is_an_error(
