@@ -24,6 +24,10 @@ SMALL = 4096
 #: The name of an artifact, which becomes part of a path; and that of a log, which may be "".
 Name = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z", max_length=255)]
 LogName = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^/\x00-\x1f]*\Z|\A\Z", max_length=255)]
+#: The end of the year 9999: a later time has no date.
+LATEST = 253402300799
+#: A Unix time, or a duration in seconds.
+Time = Annotated[float, Meta(ge=0, le=LATEST)]
 #: The beginning of the log of a step that was not built, but copied from a substituter.
 COPIED = "### copied from "
 #: Prefix of the feature that jobs built with the host's tools need; the digest of these follows.
@@ -161,9 +165,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: if it has no files; (): not recorded
     input_digests: tuple[OptionalSha256, ...] = ()
     inputs: dict[str, str] = {}  # its other inputs (`fabric.inputs`); {}: not recorded
-    seconds: float = 0.0  # wall time of the build
+    seconds: Time = 0.0  # wall time of the build
     builder: str = ""  # name of the worker
-    built: float = 0.0  # when it was built (Unix time); 0: not recorded
+    built: Time = 0.0  # when it was built; 0: not recorded
     origin: OptionalSha256 = ""  # key of the step whose output this is, if it was not built itself
     #: ids of the keys that vouched for this output before, if it was not built itself
     origin_signers: tuple[str, ...] = ()

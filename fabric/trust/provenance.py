@@ -124,7 +124,7 @@ def _parts(job: Job, made_from: Mapping[str, Manifest]) -> Iterable[Resource]:
 def _times(manifest: Manifest) -> dict[str, str]:
     times = {"invocationId": manifest.key}
     if manifest.built:
-        began = manifest.built - manifest.seconds
+        began = max(0.0, manifest.built - manifest.seconds)
         times |= {"startedOn": _time(began), "finishedOn": _time(manifest.built)}
     return times
 

@@ -62,6 +62,10 @@ MANIFESTS: list[tuple[str, dict[str, Any], str]] = [
     ("a key that is a path", {"key": "../" + "a" * 61}, "$.key"),
     ("a kind of its own", {"kind": "virus"}, "$.kind"),
     ("text for a list", {"artifacts": "all"}, "$.artifacts"),
+    ("a time after all calendars", {"built": 1e20}, "$.built"),
+    ("a time before all calendars", {"built": -1e20}, "$.built"),
+    ("a build without end", {"seconds": 1e300}, "$.seconds"),
+    ("a build that ended before it began", {"seconds": -1.0}, "$.seconds"),
 ]
 #: (name, content of the file, error)
 CONTENTS: list[tuple[str, bytes, str]] = [

@@ -12,6 +12,7 @@ from fabric.commands.shared.plans import healing, open_graph, open_plan, plan_of
 from fabric.config import Settings
 from fabric.errors import FabricError, command, in_line
 from fabric.host.terminal import progress
+from fabric.jobs import LATEST
 from fabric.plan import Plan, wanted_sources
 from fabric.trove.sources.lorry_fields import SUPPLIER
 
@@ -29,8 +30,6 @@ FORMATS = {
     "cyclonedx-json": "cyclonedx",
     "openvex-json": "openvex",
 }
-#: The end of the year 9999: later times have no form in the formats.
-_LATEST = 253402300799
 
 
 def add_author(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +162,7 @@ def written(bill: Bill, form: str) -> bytes:
 def created() -> int:
     """The time of an SBOM: that in SOURCE_DATE_EPOCH, else 1970.  FabricError if it is no time."""
     text = os.environ.get("SOURCE_DATE_EPOCH", "") or "0"
-    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > _LATEST:
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > LATEST:
         raise FabricError(
             f"SOURCE_DATE_EPOCH is {in_line(text)!r}, and must be seconds since 1970, as"
             " `git log -1 --format=%ct` prints them"
