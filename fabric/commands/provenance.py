@@ -13,7 +13,7 @@ from fabric.commands.shared.output import save
 from fabric.commands.shared.plans import edits_of, open_plan, take_snapshot
 from fabric.commands.shared.sides import find_commit
 from fabric.commands.shared.signals import interrupt_on_signals
-from fabric.commands.shared.vouched import not_built, require_trust, vouched
+from fabric.commands.shared.vouched import difference, not_built, require_trust, vouched
 from fabric.config import Settings
 from fabric.errors import FabricError, command
 
@@ -68,6 +68,11 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
         if not signed_by:  # it has just been removed or replaced
             raise not_built(plan, [one.step])
         job = plan.job(one.step)
+        if wrong := difference(job, known[one.key]):
+            raise FabricError(
+                f"{one.step.name}: its manifest has another {wrong} than the definitions; see:"
+                f" {command('verify', plan.graph.path)}"
+            )
         if changed := changed_inputs(job, known):
             raise FabricError(
                 f"{one.step.name}: it was made from other contents of {known[changed[0]].name} than"

@@ -12,25 +12,22 @@ from fabric.commands.shared.arguments import add_json, add_locked
 from fabric.commands.shared.output import first_of, print_json
 from fabric.commands.shared.plans import open_plan, report_edits, report_unpinned
 from fabric.commands.shared.signals import interrupt_on_signals
-from fabric.commands.shared.vouched import Vouched, require_trust, vouched
+from fabric.commands.shared.vouched import Vouched, difference, require_trust, vouched
 from fabric.config import Settings
 from fabric.errors import DamagedError, FabricError
 from fabric.host.shared_files import sha256_of
 from fabric.host.terminal import printable
-from fabric.inputs import COMMIT, REF, inputs
 from fabric.trove.artifacts.contents import changed_inputs
 from fabric.trove.artifacts.countersigned import countersigned
 
 if TYPE_CHECKING:
     from fabric.building.image_check import Differences
     from fabric.client.project import Project
-    from fabric.jobs import Blob, Job, Manifest
+    from fabric.jobs import Blob
     from fabric.plan import Plan
 
 #: Breaks that are printed.
 SHOWN = 50
-#: Inputs that are not in the key: several commits may have the same tree.
-_MAY_DIFFER = {REF, COMMIT}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +67,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     demanded = [seal.trusted(name) for name in options.countersigned_by]
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
     steps = list(vouched(project, plan))
+    # before all artifacts are read: it may be no image, or the name be wrong
+    named = _named(options.file, steps) if options.file else ""
+    image = _image(options.image, project, plan) if options.image else None
     checked = _Checked(project, steps, demanded)
     for one in steps:
         checked.check(plan, one)
-    named = _named(options.file, steps) if options.file else ""
     if options.file and not named:
         checked.wrong.append(f"{options.file}: it is no artifact of {plan.graph.system}")
-    image = _image(options.image, project, plan) if options.image else None
     allowed = [path.strip("/") for path in options.added]
     added = []
     for path, what in image.all.items() if image is not None else ():
@@ -144,8 +142,8 @@ class _Checked:
             who = " or ".join(self._demanded)
             self.wrong.append(f"{one.step.name}: it is not countersigned by {who}")
         job = plan.job(one.step)
-        if difference := _difference(job, manifest):
-            self.wrong.append(f"{one.step.name}: its manifest has another {difference}")
+        if wrong := difference(job, manifest):
+            self.wrong.append(f"{one.step.name}: its manifest has another {wrong}")
         elif not manifest.input_digests and job.made_of:
             self.inputs_by_key += 1
         else:
@@ -170,27 +168,6 @@ class _Checked:
         else:
             self._right.add(blob.sha256)
             self.bytes += blob.size
-
-
-def _difference(job: Job, manifest: Manifest) -> str:
-    """What a manifest says of its step that is not so; "" if all is."""
-    # not its name: strata may call one chunk differently, which is not in the key
-    if (manifest.kind, manifest.arch, manifest.rebuild_of) != (job.kind, job.arch, job.rebuild_of):
-        return "step"
-    theirs, ours = manifest.inputs, inputs(job)
-    for name in sorted({*theirs, *ours} - _MAY_DIFFER):
-        if theirs.get(name) != ours.get(name):
-            return name
-    if tuple(one.name for one in manifest.artifacts) != job.artifacts:
-        return "list of artifacts"
-    if manifest.staged != tuple(one.key for one in job.staged):
-        return "staging area"
-    lists = dict(job.lists)
-    if manifest.input_digests and len(manifest.input_digests) != len(job.made_of):
-        return "number of inputs"
-    if any(one.contents != lists.get(one.name, ()) for one in manifest.artifacts):
-        return "list of contents"
-    return ""
 
 
 def _named(file: Path, steps: list[Vouched]) -> str:

@@ -23,6 +23,8 @@ from fabric.trove.artifacts.store import Store
 from fabric.trust.seal import Seal
 from fabric.trust.signing import TrustedKeys
 
+TEXT = "small is what its definitions and sources give"
+
 
 class Signed:
     """A built project whose artifacts are signed."""
@@ -235,6 +237,18 @@ def other_inputs(signed: Signed) -> None:
     signed.replace(msgspec.structs.replace(two, inputs={**two.inputs, "prefix": "/other"}), {})
 
 
+def hostile_input(signed: Signed) -> None:
+    two = signed.manifests["two"]
+    name = f"a\n{TEXT}\n" + "b" * 1000
+    signed.replace(msgspec.structs.replace(two, inputs={**two.inputs, name: "x"}), {})
+
+
+def other_recipe(signed: Signed) -> None:
+    """A name that the statement has for itself."""
+    two = signed.manifests["two"]
+    signed.replace(msgspec.structs.replace(two, inputs={**two.inputs, "recipe": "mine"}), {})
+
+
 def other_staging_area(signed: Signed) -> None:
     signed.replace(msgspec.structs.replace(signed.manifests["two"], staged=()), {})
 
@@ -304,6 +318,10 @@ def no_manifest(signed: Signed) -> None:
     ("change", "said"),
     [
         (other_inputs, "two: its manifest has another prefix"),
+        (
+            hostile_input,
+            f"two: its manifest has another a\\n{TEXT}\\n{'b' * (128 - 5 - len(TEXT))}\n",
+        ),
         (other_staging_area, "two: its manifest has another staging area"),
         (other_contents, "things: its manifest has another list of contents"),
         (other_bytes, "is damaged: its digest is"),
@@ -326,3 +344,26 @@ def test_break_in_the_chain_is_named(
     assert done.returncode == 1
     assert said in done.stdout
     assert "small is NOT what its definitions and sources give" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_inputs, "prefix"),
+        (other_recipe, "recipe"),
+        (other_staging_area, "staging area"),
+        (other_step, "step"),
+        (no_artifacts, "list of artifacts"),
+    ],
+)
+def test_provenance_repeats_nothing_that_is_wrong(
+    signed: Signed, change: Callable[[Signed], None], said: str
+) -> None:
+    """Whoever has the key of a worker could have it signed by the user."""
+    change(signed)
+    done = signed.run("provenance")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        f"two: its manifest has another {said} than the definitions; see:"
+        " fabric-initiator verify systems/small.morph" in done.stderr
+    )

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fabric.errors import DamagedError, FabricError, command
+from fabric import bounds
+from fabric.errors import DamagedError, FabricError, command, in_line
+from fabric.inputs import COMMIT, REF, inputs
 from fabric.trove.configured import open_seal
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
     from fabric.config import Settings
     from fabric.definitions.graph import Step
-    from fabric.jobs import Manifest
+    from fabric.jobs import Job, Manifest
     from fabric.plan import Plan
     from fabric.trust.seal import Seal
+
+#: Inputs that are not in the key: several commits may have the same tree.
+_MAY_DIFFER = {REF, COMMIT}
 
 
 class Vouched(NamedTuple):
@@ -51,6 +56,27 @@ def vouched(project: Project, plan: Plan) -> Iterator[Vouched]:
     found = store.each(read, steps)
     for (key, step), (manifest, damage) in zip(steps.items(), found, strict=True):
         yield Vouched(step, key, manifest, damage)
+
+
+def difference(job: Job, manifest: Manifest) -> str:
+    """What a manifest says of its step that is not so; "" if all is."""
+    # not its name: strata may call one chunk differently, which is not in the key
+    if (manifest.kind, manifest.arch, manifest.rebuild_of) != (job.kind, job.arch, job.rebuild_of):
+        return "step"
+    theirs, ours = manifest.inputs, inputs(job)
+    for name in sorted({*theirs, *ours} - _MAY_DIFFER):
+        if theirs.get(name) != ours.get(name):
+            return in_line(name)[: bounds.NAME]
+    if tuple(one.name for one in manifest.artifacts) != job.artifacts:
+        return "list of artifacts"
+    if manifest.staged != tuple(one.key for one in job.staged):
+        return "staging area"
+    lists = dict(job.lists)
+    if manifest.input_digests and len(manifest.input_digests) != len(job.made_of):
+        return "number of inputs"
+    if any(one.contents != lists.get(one.name, ()) for one in manifest.artifacts):
+        return "list of contents"
+    return ""
 
 
 def not_built(plan: Plan, steps: list[Step]) -> FabricError:
