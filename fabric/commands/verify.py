@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fabric.client.project import Project
     from fabric.jobs import Blob
     from fabric.plan import Plan
+    from fabric.trust.signing import PublicKey
 
 #: Breaks that are printed.
 SHOWN = 50
@@ -114,8 +115,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 class _Checked:
     """Collects what is checked, and what is wrong."""
 
-    def __init__(self, project: Project, steps: list[Vouched], demanded: list[str]) -> None:
-        """``demanded``: names of keys, one of which must have countersigned each step."""
+    def __init__(self, project: Project, steps: list[Vouched], demanded: list[PublicKey]) -> None:
+        """``demanded``: keys one of which must have countersigned each step."""
         self._store = project.store
         self._demanded = demanded
         self._manifests = {one.key: one.manifest for one in steps if one.manifest is not None}
@@ -134,12 +135,12 @@ class _Checked:
             why = one.damage or f"the store has no manifest {one.key} that counts"
             self.wrong.append(f"{one.step.name}: {why}")
             return
-        self.signed_by.update(key.name for key in self._store.signers(manifest))
+        self.signed_by.update({key.name for key in self._store.signers(manifest)})
         found = countersigned(self._store, manifest)
-        names = [key.name for key in found.by] if found is not None else []
-        self.countersigned_by.update(names)
-        if self._demanded and not set(self._demanded) & set(names):
-            who = " or ".join(self._demanded)
+        by = {key.id: key.name for key in found.by} if found is not None else {}
+        self.countersigned_by.update(by.values())
+        if self._demanded and not any(key.id in by for key in self._demanded):
+            who = " or ".join(key.name for key in self._demanded)
             self.wrong.append(f"{one.step.name}: it is not countersigned by {who}")
         job = plan.job(one.step)
         if wrong := difference(job, manifest):

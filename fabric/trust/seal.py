@@ -41,9 +41,9 @@ class Seal:
         """The id of the own key.  SigningProblem if there is none, nor can be."""
         return self._own().id
 
-    def trusted(self, name: str) -> str:
-        """The name of a trusted key.  SigningProblem if there is none of that name."""
-        return self._keys.named(name).name
+    def trusted(self, name: str) -> PublicKey:
+        """The trusted key of a name.  SigningProblem if there is none of that name."""
+        return self._keys.named(name)
 
     def close(self, kind: str, content: bytes) -> bytes:
         """``content`` of a type in a signed envelope.

@@ -73,6 +73,7 @@ class Signer(NamedTuple):
 class _Read(NamedTuple):
     """The keys, and when they were read."""
 
+    files: tuple[PublicKey, ...]  # a key may have several, with different names
     keys: Mapping[str, PublicKey]  # by id
     folders: tuple[object, ...]
     until: float  # read them again then
@@ -93,11 +94,11 @@ class TrustedKeys:
         return str(self.directory)
 
     def all(self) -> list[PublicKey]:
-        """The keys, sorted by name.
+        """The keys, sorted by name; one with two names is there twice, and revoked in both.
 
         SigningProblem if one is unusable: to go on without a revoked one would be unsafe.
         """
-        return sorted(self.by_id().values(), key=lambda one: (one.name, one.revoked))
+        return sorted(self._now().files, key=lambda one: (one.name, one.revoked))
 
     def named(self, name: str) -> PublicKey:
         """The trusted key of a name.  SigningProblem if there is none, or it is revoked."""
@@ -113,18 +114,23 @@ class TrustedKeys:
 
         SigningProblem if one is unusable.
         """
+        return self._now().keys
+
+    def _now(self) -> _Read:
         now = time.monotonic()
         folders = tuple(_changed(one) for one in (self.directory, self.directory / REVOKED))
         read = self._read
         if read is not None and read.folders == folders and now < read.until:
-            return read.keys
+            return read
         trusted = _public_keys(self.directory, revoked=False)
         revoked = _public_keys(self.directory / REVOKED, revoked=True)
         if len(trusted) + len(revoked) > TRUSTED_KEYS:
             raise SigningProblem(f"{self.directory} has more than {TRUSTED_KEYS:,} keys")
-        keys = {one.id: one for one in (*trusted, *revoked)}
-        self._read = _Read(keys, folders, now + AGAIN)
-        return keys
+        gone = {one.id for one in revoked}
+        files = tuple(one._replace(revoked=one.id in gone) for one in (*trusted, *revoked))
+        keys = {one.id: one for one in files}
+        self._read = read = _Read(files, keys, folders, now + AGAIN)
+        return read
 
     def signer(self) -> Signer:
         """The own key, which is made if there is none.
@@ -138,7 +144,7 @@ class TrustedKeys:
             signer = _read_private(path)
             public = path.with_suffix(".pub")
             if not public.exists():
-                write_whole(public, _public_pem(signer), 0o644)
+                write_whole(public, _public_pem(signer.key.public_key()), 0o644)
         except OSError as error:
             raise SigningProblem(
                 f"{path}: the key that signs cannot be made or read: {error.strerror}; see the"
@@ -174,7 +180,8 @@ class TrustedKeys:
             raise SigningProblem(f"{OWN} is the name of this machine's key: give another: --name")
         try:
             _make_folder(self.directory)
-            write_whole(self.directory / f"{name}.pub", read_regular(file, SIGNING_KEY_FILE), 0o644)
+            # no more than the key: the file may have others, also private ones
+            write_whole(self.directory / f"{name}.pub", _public_pem(found.key), 0o644)
         except OSError as error:
             raise SigningProblem(f"{self.directory}: {error.strerror}") from None
         return found
@@ -193,12 +200,12 @@ class TrustedKeys:
 
     def renew(self) -> Signer:
         """Sign with a new own key; what the former one signed still counts."""
+        own = [one for one in self.all() if one.name == OWN]
         try:
+            for one in own:  # it may be revoked, under the name that others have for this machine
+                public = self.directory / f"{OWN}.pub"
+                public.rename(self.directory / f"{OWN}-{one.id[:12]}.pub")
             (self.directory / f"{OWN}.key").unlink(missing_ok=True)
-            for one in self.all():
-                if one.name == OWN and not one.revoked:
-                    public = self.directory / f"{OWN}.pub"
-                    public.rename(self.directory / f"{OWN}-{one.id[:12]}.pub")
         except OSError as error:
             raise SigningProblem(f"{self.directory}: {error.strerror}") from None
         return self.signer()
@@ -281,9 +288,9 @@ def _make_folder(folder: Path) -> None:
         folder.chmod(0o755)
 
 
-def _public_pem(signer: Signer) -> bytes:
+def _public_pem(key: Ed25519PublicKey) -> bytes:
     _, serialization = _library()
-    return signer.key.public_key().public_bytes(
+    return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 

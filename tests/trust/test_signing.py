@@ -105,6 +105,50 @@ def test_keys_are_trusted_revoked_and_renewed(
     assert keys.signer().id not in (first, second)
 
 
+def test_renewing_beside_an_unusable_key_keeps_the_own_one(tmp_path: Path) -> None:
+    keys = TrustedKeys(tmp_path)
+    first = keys.signer().id
+    (tmp_path / "amber.pub").write_bytes(b"no key")
+    with pytest.raises(SigningProblem, match=r"amber\.pub is not a public key"):
+        keys.renew()
+    (tmp_path / "amber.pub").unlink()
+    assert keys.signer().id == first
+
+
+def test_own_key_may_have_another_name_too(tmp_path: Path) -> None:
+    """As on a farm, whose machines get all public keys by the names of the machines."""
+    keys = TrustedKeys(tmp_path)
+    first = keys.signer()
+    for name in ("controller", "worker0"):
+        (tmp_path / f"{name}.pub").write_bytes((tmp_path / "own.pub").read_bytes())
+    assert [(one.name, one.id) for one in keys.all()] == [
+        (name, first.id) for name in ("controller", "own", "worker0")
+    ]
+    assert keys.named("controller").id == keys.named("own").id == first.id
+    second = keys.renew()
+    assert second.id != first.id
+    assert keys.named("own").id == second.id
+
+    (tmp_path / "worker0.pub").write_bytes((tmp_path / "own.pub").read_bytes())
+    keys = TrustedKeys(tmp_path)
+    keys.revoke("worker0")
+    with pytest.raises(SigningProblem, match="has no trusted key own"):
+        keys.named("own")
+    with pytest.raises(SigningProblem, match="this key is revoked; `fabric-keys renew`"):
+        keys.signer()
+    assert keys.renew().id not in (first.id, second.id)
+    assert keys.by_id()[second.id].revoked
+
+
+def test_only_the_key_is_copied_from_a_file(tmp_path: Path) -> None:
+    """Public keys are for all to read; the file may have the private one, too."""
+    amber = public(tmp_path, "amber")
+    only, private = amber.read_bytes(), (tmp_path / "amber/own.key").read_bytes()
+    amber.write_bytes(b"of amber\n" + only + private)
+    TrustedKeys(tmp_path / "trusted").trust(amber)
+    assert (tmp_path / "trusted/amber.pub").read_bytes() == only
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"no key", b"\xff" * 100, b"-----BEGIN PUBLIC KEY-----\n"]
 )
