@@ -155,12 +155,18 @@ def _key(purl: PackageURL) -> tuple[str, str]:
 
 
 def _is_affected(affected: _Affected, version: str, kind: str) -> bool:
-    """Whether a version is listed, or in one of the ranges.  Commits are not compared."""
+    """Whether a version is listed, or in one of the ranges.  Commits are not compared.
+
+    What is no version, as the name of a branch, may be any: it is in each range.
+    """
     if version in affected.versions or f"v{version}" in affected.versions:
         return True
     if not affected.ranges:
         return not affected.versions
-    return any(one.type != "GIT" and _in_range(one, version, kind) for one in affected.ranges)
+    ranges = [one for one in affected.ranges if one.type != "GIT"]
+    if _is_no_version(version):
+        return bool(ranges)
+    return any(_in_range(one, version, kind) for one in ranges)
 
 
 def _in_range(given: _Range, version: str, kind: str) -> bool:
@@ -205,13 +211,38 @@ def _is_version(text: str) -> bool:
 #: Before all versions.
 _FIRST = "0"
 _DEBIAN = re.compile(r"(?:[0-9]+:)?[0-9][A-Za-z0-9.+~-]*")
-_PART = re.compile(r"[0-9]{1,18}|[A-Za-z]+")
+_PART = re.compile(
+    r"(?P<number>[0-9]{1,18})"
+    r"|(?P<early>(?:alpha|beta|cr|dev|milestone|pre|preview|rc|snapshot)(?![a-z])|[abcm](?=[0-9]))"
+    r"|(?P<late>[a-z]+)",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[0-9]")
+#: A commit in place of a version.
+_COMMIT = re.compile(r"[0-9a-f]{40}|(?=[0-9]*[a-f])[0-9a-f]{12}")
+
+
+def _is_no_version(text: str) -> bool:
+    return _NUMBER.search(text) is None or _COMMIT.fullmatch(text) is not None
 
 
 def _parts(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Numbers as numbers, and words before them: 1.0rc1 < 1.0 < 1.0.1 < 1.10."""
-    parts = (
-        (2, int(one), "") if one.isdigit() else (0, 0, one.lower())
-        for one in _PART.findall(version)
-    )
+    """A key that sorts 1.0rc1 < v1.0 = 1.0.0 < 1.0p1 < 1.0.1 < 1.10.
+
+    A word before the first number is the name of a tag, as in openssl-3.0.1.
+    """
+    parts: list[tuple[int, int, str]] = []
+    begin = _NUMBER.search(version)
+    for one in _PART.finditer(version, begin.start() if begin else 0):
+        if number := one["number"]:
+            parts.append((3, int(number), ""))
+        else:
+            _drop_zeros(parts)
+            parts.append((2 if one["late"] else 0, 0, one[0].lower()))
+    _drop_zeros(parts)
     return (*parts, (1, 0, ""))
+
+
+def _drop_zeros(parts: list[tuple[int, int, str]]) -> None:
+    while parts and parts[-1] == (3, 0, ""):
+        parts.pop()

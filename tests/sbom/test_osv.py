@@ -12,6 +12,7 @@ import sbom_kit as kit
 
 from fabric import bounds
 from fabric.errors import FabricError
+from fabric.sbom.bill import Component
 from fabric.sbom.osv import Index, Vulnerability, read_feed
 
 
@@ -71,6 +72,52 @@ OTHERS = [
     {"id": "N-15"},
     record("N-16", debian("glibc"), {"introduced": "2.41-12+b1"}),  # Debian's order: later
 ]
+
+
+#: Versions in their order.  Those in one line are the same.
+ORDER = (
+    ("1.0a1",),
+    ("1.0-alpha1",),
+    ("1.0rc1", "1.0.0-rc.1", "v1.0-RC1"),
+    ("1", "1.0", "1.0.0", "v1.0", "greet-1.0"),
+    ("1.0a", "1.0.0a"),
+    ("1.0k",),
+    ("1.0p1",),
+    ("1.0.1", "release_1_0_1"),
+    ("1.1.1k",),
+    ("1.1.1l",),
+    ("1.10", "1.10.0"),
+    ("2024a",),
+    ("2024b",),
+)
+
+
+def is_affected(version: str, *events: dict[str, str], **more: Any) -> bool:
+    purl = "pkg:generic/greet"
+    component = Component(
+        ref="greet", kind="chunk", name="greet", version=version, in_image=True, purl=purl
+    )
+    [one] = msgspec.convert([record("A", of(purl), *events, **more)], list[Vulnerability])
+    return bool(Index([component]).affected(one))
+
+
+def test_order_of_versions_that_no_kind_has() -> None:
+    ranks = [(version, rank) for rank, same in enumerate(ORDER) for version in same]
+    for mine, rank in ranks:
+        for other, of_other in ranks:
+            wrong = f"{mine} and {other}"
+            assert is_affected(mine, {"introduced": other}) == (rank >= of_other), wrong
+            assert is_affected(mine, ZERO, {"fixed": other}) == (rank < of_other), wrong
+
+
+@pytest.mark.parametrize("version", ["", "main", "c" * 40, "1" * 39 + "f", "0123456789ab"])
+def test_what_is_no_version_may_be_any(version: str) -> None:
+    assert is_affected(version, {"introduced": "1.0"}, {"fixed": "1.1"})
+    assert is_affected(version, {"introduced": "2.0"})
+    assert not is_affected(version, versions=["1.0"])
+    assert is_affected(version, versions=[version])
+    assert not is_affected(version, ranges=[GIT], versions=["1.0"])
+    assert not is_affected(version, ranges=[GIT])
 
 
 def affected(root: Path, records: list[dict[str, Any]]) -> dict[str, set[str]]:
