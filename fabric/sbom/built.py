@@ -173,9 +173,10 @@ class Finder:
         for path, size, pieces in self._sources.files(source, licenses.speaks):
             if len(named) == bounds.SBOM_TEXTS:
                 return "", tuple(sorted(named))
-            named.append(path)
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            named.append(shown)
             if size <= bounds.SBOM_TEXT:
-                texts[path] = b"".join(pieces).decode(errors="replace")
+                texts[shown] = b"".join(pieces).decode(errors="replace")
         if len(texts) < len(named):
             return "", tuple(sorted(named))
         return licenses.found(texts)

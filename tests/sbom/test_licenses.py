@@ -270,6 +270,18 @@ def test_a_source_with_too_many_license_files_has_no_license(
         assert named == ("LICENSE.0", "LICENSE.1", "LICENSE.2")
 
 
+def test_name_of_a_license_file_that_is_no_text(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "main")
+    (tmp_path / "LICENSE.caf\udce9").write_text("All rights reserved.")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    sources = Sources(tmp_path / "trove", {})
+    source = sources.resolve(f"file://{tmp_path}", git(tmp_path, "rev-parse", "main").strip())
+    store = Store(str(tmp_path / "store"), tmp_path / "scratch")
+    finder = Finder(store, sources, tmp_path / "facts", lambda _: None)
+    assert finder.license_of(source) == ("", (r"LICENSE.caf\xe9",))
+
+
 def test_a_wheel_says_its_license() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
