@@ -6,6 +6,7 @@ Most modules are imported after the zygote (see `fabric.client.embedded`) is for
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from fabric.client.embedded import EmbeddedFabric
 from fabric.commands.shared.arguments import add_json, add_limits, add_locked, add_verbose
 from fabric.commands.shared.output import save
 from fabric.config import Settings
+from fabric.errors import FabricError
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
@@ -54,7 +56,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.to is not None:
         from fabric.commands.shared.vouched import require_trust
 
+        if not os.access(options.to.parent, os.W_OK):  # not after hours
+            raise FabricError(f"{options.to}: no file can be written in {options.to.parent}")
         seal = require_trust(settings)
+        seal.prepare()
     if settings.controller:
         return _on_farm(options, settings, seal)
     with EmbeddedFabric(settings) as fabric:

@@ -65,6 +65,18 @@ def test_certificate_is_written_and_signed(project: Project, tmp_path: Path) -> 
     assert refused.returncode == 1
     assert "trusted-keys" in refused.stderr
 
+    nowhere = project.run("certify", SYSTEM, "--to", str(tmp_path / "none/certificate"))
+    assert nowhere.stderr.endswith(f"no file can be written in {tmp_path}/none\n")
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/own.key").write_text("no key")
+    useless = project.run(
+        "certify", SYSTEM, "--to", str(file),
+        environ={"FABRIC_TRUSTED_KEYS": str(tmp_path / "keys")},
+    )  # fmt: skip
+    assert useless.returncode == 1
+    assert f"{tmp_path}/keys/own.key" in useless.stderr
+    assert not list((project.cache / "artifacts").glob("manifests/*")), "that is known at once"
+
     def certify(*chunks: str) -> int:
         return project.run(
             "certify", SYSTEM, *chunks, "--to", str(file),
