@@ -684,6 +684,13 @@ MANIFEST = _bound(
 SIGNATURES = _bound(
     "SIGNATURES", 16, "signatures", "the signatures of a manifest", "it counts as damaged"
 )
+SIGNATURE = _bound(
+    "SIGNATURE",
+    4 * KIB,
+    "characters",
+    "a signature of a manifest, or the id of its key",
+    "it counts as damaged",
+)
 SIGNING_KEY_FILE = _bound(
     "SIGNING_KEY_FILE", 4 * KIB, "bytes", "a file with a key of signatures", "it is not a key"
 )

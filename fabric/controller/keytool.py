@@ -10,7 +10,7 @@ from pathlib import Path
 from fabric.config import KEYS
 from fabric.errors import FabricError
 from fabric.host.command_line import Parser
-from fabric.host.terminal import printable
+from fabric.host.terminal import one_line, printable
 from fabric.trust.signing import TrustedKeys
 from fabric.wire import keys
 
@@ -94,7 +94,9 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{key.name} is trusted: {key.id}")
         case "trusted":
             for key in TrustedKeys(options.trusted).all():
-                print(f"{key.name:20} {'revoked' if key.revoked else 'trusted':8} {key.id}")
+                print(
+                    f"{one_line(key.name):20} {'revoked' if key.revoked else 'trusted':8} {key.id}"
+                )
         case "distrust":
             TrustedKeys(options.trusted).revoke(options.name)
             print(f"{options.name} is trusted no more")

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from fabric.bounds import SIGNATURES
+from fabric.bounds import SIGNATURE, SIGNATURES
+
+_Text = Annotated[str, Meta(max_length=SIGNATURE)]
 
 
 class Signature(msgspec.Struct, frozen=True):
     """``sig``: Base64 of the signature; ``keyid`` only helps to find its key."""
 
-    sig: str
-    keyid: str = ""
+    sig: _Text
+    keyid: _Text = ""
 
 
 class Envelope(msgspec.Struct, frozen=True, rename={"kind": "payloadType"}):
@@ -51,6 +55,15 @@ def decode(data: bytes) -> Envelope:
     if len(envelope.signatures) > SIGNATURES:
         raise ValueError(f"it has more than {SIGNATURES} signatures")
     return envelope
+
+
+def plain(data: bytes) -> bytes:
+    """An envelope without what nobody signed: fields that are unknown, and blanks.
+
+    ValueError if it is none.
+    """
+    envelope = decode(data)
+    return encode(msgspec.structs.replace(envelope, payload=text(envelope.content)))
 
 
 def signed_bytes(kind: str, content: bytes) -> bytes:

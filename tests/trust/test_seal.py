@@ -23,6 +23,7 @@ from fabric.errors import DamagedError
 from fabric.trove.artifacts.health import Health
 from fabric.trove.artifacts.manifests import decode_hint
 from fabric.trove.artifacts.store import TOLD, Store
+from fabric.trove.artifacts.transfer import copy_steps
 from fabric.trust import envelopes
 from fabric.trust.seal import MANIFEST, Seal, UnsignedError
 from fabric.trust.signing import PublicKey, TrustedKeys
@@ -284,6 +285,28 @@ def test_envelope_with_too_many_signatures_is_damaged(tmp_path: Path, here: Mach
     _changed(tmp_path, lambda content: content.update(signatures=content["signatures"] * more))  # type: ignore[operator]
     with pytest.raises(DamagedError, match="more than 16 signatures"):
         here.store.manifest(key(1))
+
+
+@pytest.mark.bound("SIGNATURE")
+@pytest.mark.parametrize("field", ["sig", "keyid"])
+def test_signature_that_is_too_long_is_damaged(tmp_path: Path, here: Machine, field: str) -> None:
+    here.store.put(*step(1))
+    long = "A" * (bounds.SIGNATURE + 1)
+    _changed(tmp_path, lambda content: content["signatures"].append({"sig": "", field: long}))  # type: ignore[attr-defined]
+    with pytest.raises(DamagedError, match="length <= 4096"):
+        here.store.manifest(key(1))
+
+
+def test_copy_has_no_more_than_what_is_signed(tmp_path: Path, here: Machine) -> None:
+    """A mirror could add so much to each manifest that the store which copies it is full."""
+    here.store.put(*step(1))
+    before = file_of(tmp_path).read_bytes()
+    content = file_of(tmp_path).read_text().replace('{"payload"', '{"payload":"","payload"')
+    file_of(tmp_path).unlink()
+    file_of(tmp_path).write_text(content[:-1] + f', "more": "{"x" * 1000}"' + "}" + " " * 1000)
+    to = Store(str(tmp_path / "to"), tmp_path / "scratch-to", seal=Seal(here.keys))
+    assert copy_steps([key(1)], here.store, to, lambda *_: None).copied == [key(1)]
+    assert (tmp_path / "to/manifests" / key(1)).read_bytes() == before
 
 
 @pytest.mark.parametrize("flip", range(1, 600, 37))

@@ -140,6 +140,15 @@ def test_own_key_may_have_another_name_too(tmp_path: Path) -> None:
     assert keys.by_id()[second.id].revoked
 
 
+def test_name_of_a_key_controls_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders of keys are copied whole."""
+    public(tmp_path, "x\x1b[2J\nown  trusted")
+    assert keytool.main(["trusted", "--trusted", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(r"x\nown  trusted ")
+
+
 def test_only_the_key_is_copied_from_a_file(tmp_path: Path) -> None:
     """Public keys are for all to read; the file may have the private one, too."""
     amber = public(tmp_path, "amber")

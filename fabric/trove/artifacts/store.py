@@ -45,7 +45,8 @@ from fabric.trove.artifacts.manifests import (
     key_of,
     manifest_path,
 )
-from fabric.trust.seal import MANIFEST, Seal, UnsignedError
+from fabric.trust.envelopes import plain
+from fabric.trust.seal import MANIFEST, Seal, UnsignedError, is_envelope
 
 if TYPE_CHECKING:
     from fabric.trust.signing import PublicKey
@@ -225,7 +226,7 @@ class Store(Blobs):
         ``files`` has, by sha256, the blobs whose content is not inline.
 
         A given file may become the store's own, so it must not change afterwards.  ``sealed`` is
-        the manifest as another store has it: it is stored as it is, and not signed here.
+        the manifest as another store has it: it is stored with its signatures, and not signed here.
         StoreError if a blob does not match its digest, or the store is full or unreachable.
         """
         blobs: dict[str, bytes | Path] = {}
@@ -238,7 +239,7 @@ class Store(Blobs):
                 blobs[self._backend.blob_path(blob)] = data
         self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
-            content = sealed or encode(manifest, self._seal)
+            content = _plain(sealed) if sealed else encode(manifest, self._seal)
             return self._backend.put(blobs, manifest_path(manifest.key), content)
 
     def _make_way(self, key: str) -> None:
@@ -450,6 +451,11 @@ class Store(Blobs):
             f"{self.url}: manifest {key} is damaged: {why}; the step is to be built again",
             (key,),
         )
+
+
+def _plain(sealed: bytes) -> bytes:
+    """What another store has, without what may be added to it there: a reader reads all of it."""
+    return plain(sealed) if is_envelope(sealed) else sealed
 
 
 def name_digest(kind: str, name: str, arch: str) -> str:

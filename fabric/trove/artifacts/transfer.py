@@ -1,8 +1,8 @@
 """Copies built steps from one store to another.
 
-A manifest is copied as it is, with all its signatures, after the blobs that it names; then its
-countersignature.  So an
-interrupted copy leaves no half step, and the next one goes on: what is there is not sent again.
+A manifest is copied with all its signatures, after the blobs that it names; then its
+countersignature.  So an interrupted copy leaves no half step, and the next one goes on: what is
+there is not sent again.
 Everything is compared with its digest when it is read.
 """
 
