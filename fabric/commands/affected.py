@@ -301,6 +301,8 @@ def _by_name(what: str) -> Find:
                 and given.version in (None, purl.version, one.version)
                 for purl in purls
             )
+    elif what.startswith("cpe:"):
+        raise FabricError(f"{in_line(what)}: search by the name or the package URL, not by a CPE")
     else:
         name, _, version = what.partition("@")
 

@@ -68,6 +68,21 @@ def test_a_component_by_its_name(definitions: Project) -> None:
     assert found(definitions, "ini") == []
 
 
+def test_a_damaged_build_hides_no_system(definitions: Project) -> None:
+    """Whoever may write to the store can damage one object."""
+    for manifest in (definitions.cache / "artifacts/manifests").iterdir():
+        if b'"kind":"system"' in (text := manifest.read_bytes()):
+            manifest.unlink()
+            manifest.write_bytes(text[:-1] + b"x")
+    assert found(definitions, "one") == [
+        ("other", "one", False, False),
+        ("small", "one", True, False),
+    ]
+    done = definitions.run("affected", "one")
+    assert "systems/small.morph: not built here with these inputs" in done.stderr
+    assert "is damaged: it is not what was written" in done.stderr
+
+
 def write_feed(project: Project, *records: Any) -> None:
     (project.logs / "feed").write_text(json.dumps(list(records)))
 
@@ -106,6 +121,7 @@ def test_a_vulnerability_of_a_feed(definitions: Project) -> None:
         (("CVE-2025-1",), "CVE-2025-1: what it affects is in a feed: --feed FILE"),
         (("CVE-2025-9", "--feed", "feed"), "CVE-2025-9: feed has no vulnerability of that id"),
         (("pkg:",), "pkg:: no package URL"),
+        (("cpe:2.3:a:zlib:zlib:*",), "zlib:*: search by the name or the package URL, not by a CPE"),
         (("--feed", "gone"), "gone: the feed cannot be read: No such file or directory"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fabric.commands.shared.plans import healing, open_graph, open_plan, plan_of
 from fabric.config import Settings
-from fabric.errors import FabricError, command, in_line
+from fabric.errors import DamagedError, FabricError, command, in_line
 from fabric.host.terminal import progress
 from fabric.jobs import LATEST
 from fabric.plan import Plan, wanted_sources
@@ -79,9 +79,12 @@ def known_bill(project: Project, path: str) -> Bill:
     wanted = wanted_sources(graph, [graph.root.id]).values()
     if all(project.sources.at_hand(repo, ref) for repo, ref, _ in wanted):
         plan = plan_of(project, graph)
-        manifest = project.store.manifest(plan.keys[graph.root.id])
-        if manifest is not None:
-            return _built(project, plan, manifest)
+        try:
+            manifest = project.store.manifest(plan.keys[graph.root.id])
+            if manifest is not None:
+                return _built(project, plan, manifest)
+        except DamagedError as error:
+            progress(f"{path}: {error}")
     return _planned(project, graph)
 
 
