@@ -71,10 +71,13 @@ def report_certificate(
         what = f"{count} step{'s' * (count != 1)} of {what}"
     if certificate.failed:
         names = first_of([one.name for one in certificate.failed], _NAMES)
-        raise BuildFailed(
-            f"{what}: not certified, because of {names}: {shown}\n"
-            "  if a chunk cannot be reproducible, say why in its morph: `not-reproducible: REASON`"
-        )
+        hint = ""
+        if counts["differs"]:
+            hint = (
+                "\n  if a chunk cannot be reproducible, say why in its morph:"
+                " `not-reproducible: REASON`"
+            )
+        raise BuildFailed(f"{what}: not certified, because of {names}: {shown}{hint}")
     screen.say(f"{what}: certified: {shown}", "bold green")
 
 

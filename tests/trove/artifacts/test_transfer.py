@@ -143,6 +143,17 @@ def whole(store: Path) -> set[str]:
     return keys
 
 
+def test_countersignature_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    source, to = (Store(str(tmp_path / name), tmp_path / "scratch") for name in ("a", "b"))
+    for number in (1, 2):
+        source.put(*step(number))
+        source.put_countersignature(key(number), b"{}")
+    (tmp_path / "a/countersigned" / key(1)).unlink()
+    (tmp_path / "a/countersigned" / key(1)).mkdir()
+    assert copy_steps([key(1), key(2)], source, to, lambda *_: None).sent.steps == 2
+    assert (to.countersignature(key(1)), to.countersignature(key(2))) == (None, b"{}")
+
+
 def test_copy_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     ours = filled(tmp_path / "ours", tmp_path, 4)
     keys = [key(number) for number in range(4)]
