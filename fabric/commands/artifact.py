@@ -141,7 +141,7 @@ def _list(options: argparse.Namespace, store: Store) -> int:
     if options.json:
         print_json(
             {
-                "store": store.url,
+                "store": store.shown,
                 "bytes": total,
                 "damaged": sorted(catalogue.unread),
                 "artifacts": [_facts(one, catalogue) for one in found],
@@ -164,7 +164,7 @@ def _list(options: argparse.Namespace, store: Store) -> int:
     ]
     heads = [("NAME", "KIND", "KEY", "SIZE", "BUILT", "USED", "IN")]
     print("\n".join(table([*heads, *rows] if rows else [])), end="\n" * bool(rows))
-    print(f"{_count(len(found), 'artifact')}, {size(total)} in {store.url}")
+    print(f"{_count(len(found), 'artifact')}, {size(total)} in {store.shown}")
     if catalogue.unread:
         progress(
             f"{len(catalogue.unread)} more cannot be read: `{command('cache', 'check')}` looks"

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             " they are so new that an upload may still write one"
         )
     usage = store.usage()
-    report.end(gone, {"steps": usage.manifests, "bytes": usage.bytes}, busy, settings.store_url)
+    report.end(gone, {"steps": usage.manifests, "bytes": usage.bytes}, busy, store.shown)
     return 0
 
 

@@ -280,3 +280,27 @@ def test_password_of_the_own_store_is_not_sent_to_others(
         assert all("Basic Ym9iOmd1ZXN0" in head for head in server.heads)
         assert server.heads
         server.shutdown()
+
+
+def test_password_in_the_url_of_a_store_is_not_printed(machines: Machines, tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with nginx(folder, free_port()) as server:
+        url = server.url.replace("://", "://ann:secret@") + "/a"
+        own: dict[str, Any] = {"artifacts": url}
+        good(machines.run("bob", "build", SYSTEM))
+        good(machines.run("bob", "artifact", "push", SYSTEM, "--to", url))  # Ann trusts no such key
+        for code, args in (
+            (0, ("build", SYSTEM)),
+            (0, ("artifact", "list")),
+            (0, ("artifact", "list", "--json")),
+            (0, ("artifact", "push", SYSTEM, "--to", url)),
+            (0, ("artifact", "pull", SYSTEM, "--from", url, "--json")),
+            (1, ("artifact", "pull", "ab" * 32, "--from", url)),
+            (0, ("build", SYSTEM, "--rebuild", "two")),
+            (0, ("gc",)),
+        ):
+            done = machines.run("ann", *args, **own)
+            assert done.returncode == code, done.stderr
+            assert "secret" not in done.stdout + done.stderr, args
+            assert "://***@127.0.0.1" in done.stdout + done.stderr, args

@@ -106,7 +106,7 @@ def _certify(store: Store, step: Step, key: str, request: RequestMirror) -> Cert
             first, second = store.manifests([key, again])
             if first is None or second is None:
                 return uncompared(
-                    f"{store.url} lacks its {'rebuild' if first else 'build'}; of a farm, set"
+                    f"{store.shown} lacks its {'rebuild' if first else 'build'}; of a farm, set"
                     " `artifacts` to the farm's store"
                 )
             files = differing(store, first, second)

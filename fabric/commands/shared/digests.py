@@ -98,7 +98,7 @@ def check_digests(screen: Screen, store: Store, plan: Plan, wanted: Digests) -> 
     screen.say(f"{len(found.artifacts)} artifacts are as in {file}", "bold green")
     if absent:
         lacking = first_of(absent, SHOWN)
-        screen.say(f"  not compared, as {store.url} lacks them: {lacking}", "yellow")
+        screen.say(f"  not compared, as {store.shown} lacks them: {lacking}", "yellow")
 
 
 def write_digests(screen: Screen, store: Store, plan: Plan, root: Path) -> None:

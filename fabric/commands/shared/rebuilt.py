@@ -27,7 +27,7 @@ def report_rebuilds(screen: Screen, store: Store, rebuilds: Mapping[str, str]) -
         try:
             first, second = store.manifests([key, again])
             if first is None or second is None:
-                screen.say(f"  {store.url} does not have both builds of {key[:SHOWN]}", "yellow")
+                screen.say(f"  {store.shown} does not have both builds of {key[:SHOWN]}", "yellow")
                 continue
             with store.reserve([key, again]):
                 _report(screen, store, first, second)

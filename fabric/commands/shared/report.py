@@ -43,7 +43,7 @@ def report(screen: Screen, store: Store, goals: Sequence[Built], system: str, ho
             raise MachineFault(
                 f"{goal.name}: built, but the store {store.url} no longer has it; build it again"
             )
-        _report_goal(screen, goal, how, manifest, store.url)
+        _report_goal(screen, goal, how, manifest, store.shown)
         _suggest(screen, goal, system)
     store.flush()
 
@@ -53,12 +53,12 @@ def report_remote(
 ) -> None:
     """`report` for a build on a farm, whose store may not be the one of our settings."""
     for goal in goals:
-        manifest, why = None, f"{store.url} does not have it"
+        manifest, why = None, f"{store.shown} does not have it"
         try:
             manifest = store.manifest(goal.key)
         except StoreError as error:
             why = str(error)
-        _report_goal(screen, goal, how, manifest, store.url)
+        _report_goal(screen, goal, how, manifest, store.shown)
         if manifest is None:
             screen.say(f"  {why}; to have its files, set `artifacts` to the farm's store", "yellow")
         elif system:

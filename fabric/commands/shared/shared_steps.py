@@ -94,8 +94,8 @@ def _inside(plan: Plan) -> set[str]:
 
 def _facts(done: Transfer, wanted: _Wanted, source: Store, to: Store) -> dict[str, object]:
     return {
-        "from": source.url,
-        "to": to.url,
+        "from": source.shown,
+        "to": to.shown,
         "verified": to.is_signed,
         "copied": done.copied,
         "bytes": done.sent.bytes,
@@ -113,11 +113,11 @@ def _print(done: Transfer, wanted: _Wanted, source: Store, to: Store) -> None:
         progress(f"warning: refused: {wanted.names[key]} ({key[:12]}): {why}")
     if done.missing:
         names = first_of([wanted.names[key] for key in done.missing], FEW)
-        progress(f"warning: {source.url} does not have {names}")
+        progress(f"warning: {source.shown} does not have {names}")
     if not to.is_signed:
         progress("warning: digests are checked, but signatures are not: no keys are trusted")
     there = f"{_count(done.there.steps)}, {size(done.there.bytes)} were there already"
-    print(f"{_count(done.sent.steps)}, {size(done.sent.bytes)} copied to {to.url}; {there}")
+    print(f"{_count(done.sent.steps)}, {size(done.sent.bytes)} copied to {to.shown}; {there}")
 
 
 def _count(steps: int) -> str:

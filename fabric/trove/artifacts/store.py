@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from fabric import bounds
-from fabric.errors import DamagedError, StoreError
+from fabric.errors import DamagedError, StoreError, without_secrets
 from fabric.host.shared_files import sha256_of
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.backend import Backend, Haste, R, T, TooLarge
@@ -121,6 +121,11 @@ class Store(Blobs):
             self._seal.prepare()
 
     @property
+    def shown(self) -> str:
+        """Its URL for outputs, without a password."""
+        return without_secrets(self.url)
+
+    @property
     def is_signed(self) -> bool:
         """Whether only what a trusted key signed counts here."""
         return self._seal is not None
@@ -147,7 +152,7 @@ class Store(Blobs):
         try:
             found = self.sealed(key)
         except UnsignedError as error:
-            text = f"{self.url}: manifest {key} counts as absent: {error}"
+            text = f"{self.shown}: manifest {key} counts as absent: {error}"
             if text not in self._told and len(self._told) < TOLD:
                 self._told.add(text)
                 more = "; no more are told" if len(self._told) == TOLD else ""
