@@ -72,18 +72,19 @@ class Seal:
         return self.opened(kind, data)[0]
 
     def opened(self, kind: str, data: bytes) -> tuple[bytes, list[PublicKey]]:
-        """The content, as of `open`, and the trusted keys that signed it."""
+        """The content, as of `open`, and the trusted keys that signed it, each once."""
         keys = self._keys.by_id()
         envelope = read_envelope(kind, data)
         content = envelope.content
         signed = envelopes.signed_bytes(kind, content)
-        found = [
-            key
+        found = {
+            key.id: key
             for one in envelope.signatures
             if (key := keys.get(one.keyid)) and self._is_right(key, envelopes.raw(one), signed)
-        ]
-        _judge(envelope, found, keys, self._keys)
-        return content, found
+        }
+        by = list(found.values())
+        _judge(envelope, by, keys, self._keys)
+        return content, by
 
     def _is_right(self, key: PublicKey, signature: bytes, signed: bytes) -> bool:
         seen = _seen(key.id, signature, signed)
