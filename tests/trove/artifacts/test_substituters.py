@@ -32,8 +32,8 @@ from fabric.trust.signing import TrustedKeys
 
 #: Seconds that a test waits for a substituter in place of `bounds.SUBSTITUTE_ANSWER`.
 ANSWER = 0.6
-#: What the machine may need besides.
-SLACK = 1.5
+#: What the machine may need besides; a client that waits too long waits for 5 seconds or more.
+SLACK = 4.0
 
 Respond = Callable[[socket.socket, str], None]
 
@@ -133,7 +133,7 @@ class Scene(NamedTuple):
 
     def store(self, url: str, named: str = "") -> Store:
         scratch = self.top / f"scratch{named}"
-        haste = Haste(ANSWER, 5)
+        haste = Haste(bounds.SUBSTITUTE_ANSWER, 5)
         return Store(url, scratch, seal=Seal(self.keys), named="", haste=haste)
 
     def substituters(self, *urls: str) -> Substituters:
@@ -302,8 +302,9 @@ def forbidden(scene: Scene) -> None:
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_bad_answer_is_named_and_the_next_is_asked(
-    scene: Scene, deed: Callable[[Scene], None], said: str
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, deed: Callable[[Scene], None], said: str
 ) -> None:
+    monkeypatch.setattr(bounds, "SUBSTITUTE_ANSWER", 30)  # none of them is slow, a machine may be
     deed(scene)
     good = str(scene.top / "good")
     manifest, files = step(1, b"z" * 9000)
@@ -317,7 +318,6 @@ def test_bad_answer_is_named_and_the_next_is_asked(
         assert scene.evil.url in line
         assert re.search(said, line), line
         assert "\n" not in line
-        assert result.seconds < 2 * ANSWER + SLACK
     assert scene.evil.asked.count(manifest_path(key(1))) == 2, "it answers, so it does not rest"
     assert not list(scene.top.glob("scratch/fetching-*/*")), "nothing half stays"
 
@@ -353,7 +353,6 @@ def test_one_that_does_not_answer_rests(
     assert first.seconds < ANSWER + SLACK
     again = find(scene.substituters(scene.evil.url))
     assert (again.found, again.said) == (None, [])
-    assert again.seconds < ANSWER / 2
     assert len(scene.evil.asked) == 1, "another program of the machine does not ask it, either"
     monkeypatch.setattr(bounds, "SUBSTITUTER_REST", 0.2)
     time.sleep(0.25)
@@ -389,7 +388,9 @@ def test_artifacts_that_come_slowly_are_not_waited_for_longer_than_building_take
     assert result.found is None
     assert "the artifacts did not come in the time that building took there" in result.said[0]
     assert limit - 0.1 <= result.seconds < limit + ANSWER + SLACK
-    assert find(scene.substituters(scene.evil.url)).seconds < ANSWER / 2, "it rests"
+    asked = len(scene.evil.asked)
+    assert find(scene.substituters(scene.evil.url)).found is None
+    assert len(scene.evil.asked) == asked, "it rests"
 
 
 def late(size: int, seconds: float) -> Respond:
