@@ -5,6 +5,7 @@ It is this package's interface for workers.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -135,7 +136,8 @@ def _substitute(
     phase("store")
     first = _store(manifest, found.files, workspace, cancel, found.data)
     if first and found.countersignature is not None:
-        workspace.store.put_countersignature(job.key, found.countersignature)
+        with contextlib.suppress(StoreError):  # the step is stored
+            workspace.store.put_countersignature(job.key, found.countersignature)
     return manifest
 
 
