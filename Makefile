@@ -114,7 +114,7 @@ ifdef TESTS
 	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
 else
 	$(BIN)/pytest --ignore=tests/deploy $(QUICK)
-	$(BIN)/pytest --ignore=tests/deploy -m system
+	$(BIN)/pytest --ignore=tests/deploy -n 2 --dist loadfile -m system
 endif
 
 .PHONY: setup-test-deploy

@@ -28,7 +28,7 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
     """Build the parts undisturbed, and put into ``folder`` all that a farm needs for them."""
     cache = user_cache()
     folder.mkdir()
-    Built(cache, folder).run("build", str(ROOT / MINIMAL), *parts)
+    Built(cache, folder).build(MINIMAL, *parts)
     trove = folder / "trove.git"
     subprocess.run(["git", "init", "-q", "--bare", trove], check=True)
     settings = config.load_settings(overrides={"cache": str(cache), "trove": str(trove)})

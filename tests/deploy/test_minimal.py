@@ -43,7 +43,7 @@ systems:
 def test_guest_of_a_small_system_starts_after_failures(
     vmhost: VmHost, built: Built, scratch: Path
 ) -> None:
-    built.run("build", str(ROOT / MINIMAL))
+    built.build(MINIMAL)
     world = vmhost.world
     world.run("tee", ROOT / MORPH, input=_MORPH)
     cluster = Cluster(vmhost, built, scratch / "several")

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+from fabric.host.locks import locked
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "systems/minimal-system-x86_64.morph"
@@ -36,6 +39,18 @@ class Built:
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done.stdout
+
+    def build(self, system: str, *parts: str) -> None:
+        """Build a system of the project, or parts of it, when no other test process does."""
+        with self.alone():
+            self.run("build", str(ROOT / system), *parts)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other test processes from building in the cache.
+
+        In an empty one, each of them would build everything.
+        """
+        return locked(self.cache / "tests.lock")
 
 
 def user_cache() -> Path:

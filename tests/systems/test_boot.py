@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 from qemu import Machine
-from systems_kit import MINIMAL, ROOT, Built
+from systems_kit import BUILD_SYSTEM, MINIMAL, ROOT, Built
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -61,8 +61,8 @@ def test_minimal_system_boots_and_works(minimal: Built) -> None:
 
 def test_build_system_boots_with_the_fabric_in_it(minimal: Built) -> None:
     """``minimal`` brings the toolchain; the rest is unpacked, and takes less than a minute."""
-    system = str(ROOT / "systems/build-system-x86_64.morph")
-    minimal.run("build", system)
+    minimal.build(BUILD_SYSTEM)
+    system = str(ROOT / BUILD_SYSTEM)
     tree = minimal.logs / "machine"
     minimal.run("checkout", system, "--to", str(tree), "--force")
     sandbox = ["bwrap", "--unshare-all", "--ro-bind", str(tree), "/", "--proc", "/proc"]

@@ -29,7 +29,7 @@ LINKED = {"PIE", "RELRO", "BIND_NOW"}
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Built:
     built = Built(user_cache(), tmp_path_factory.mktemp("samples"))
-    built.run("build", str(ROOT / SAMPLES))
+    built.build(SAMPLES)
     built.run("checkout", str(ROOT / SAMPLES), "--to", "tree")
     return built
 

@@ -38,7 +38,8 @@ def shared_cache(cache: Path, minimal: Built) -> None:
     """
     sources = cache / "trove/git/upstream"
     sources.mkdir(parents=True)
-    shutil.copytree(minimal.cache / "artifacts", cache / "artifacts")
+    with minimal.alone():
+        shutil.copytree(minimal.cache / "artifacts", cache / "artifacts")
     for repository in (minimal.cache / "trove/git/upstream").iterdir():
         if repository.name != "hello.git":
             (sources / repository.name).symlink_to(repository)
