@@ -123,10 +123,10 @@ setup-test-deploy: setup-test
 
 .PHONY: test-deploy
 test-deploy: setup-test-deploy ## test deployments to virtual machines and containers; needs root
-	$(BIN)/pytest tests/deploy $(TESTS)
+	$(BIN)/pytest -n 2 tests/deploy $(TESTS)
 
 .PHONY: quick
-quick: setup-test ## test everything that needs no real sources: about three minutes
+quick: setup-test ## test everything that needs no real sources: about a quarter of an hour
 	$(BIN)/pytest $(QUICK) $(TESTS)
 
 ##@ Break and measure

@@ -1,4 +1,8 @@
-"""Fixtures of the deployment tests: a world with a VM host, and the built systems."""
+"""Fixtures of the deployment tests: a world with a VM host, and the built systems.
+
+With ``-n 2``, two processes run the tests, each in a world of its own: one those with guests, whose
+boots take all cores, and the other those with nodes, which mostly wait for Ansible.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,24 @@ import pytest
 from systems_kit import BUILD_SYSTEM, ROOT, Built, user_cache
 from vmhost_kit import VmHost
 from world_kit import World
+from xdist.scheduler import LoadScopeScheduling
 
 refused = World.refused()
 HERE = Path(__file__).parent
+#: The tests whose guests take more than half of the time.
+GUESTS = ("test_deploy.py", "test_minimal.py", "test_upgrade.py")
+
+
+class ByMachines(LoadScopeScheduling):
+    """Gives the tests with guests to one process of pytest-xdist, and the others to another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "guests" if nodeid.partition("::")[0].endswith(GUESTS) else "nodes"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> ByMachines:
+    return ByMachines(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The build-system, built in the user's own cache."""
     built = Built(user_cache(), tmp_path_factory.mktemp("built"))
-    built.run("build", str(ROOT / BUILD_SYSTEM))
+    built.build(BUILD_SYSTEM)
     return built
 
 

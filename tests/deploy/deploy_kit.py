@@ -37,6 +37,7 @@ class Cluster:
         self.world = vmhost.world
         self._prefix = prefix
         self._morph = morph
+        self._folder = folder
         folder.mkdir()
         self.state = folder / "distbuild/clusters" / name
         self.environment = {
@@ -79,7 +80,11 @@ class Cluster:
     @property
     def initiators_environment(self) -> dict[str, str]:
         """The environment of a developer who uses the deployed cluster."""
-        return {**self.environment, "FABRIC_CONFIG": str(self.state / "initiator/distbuild.toml")}
+        return {
+            **self.environment,
+            "FABRIC_CONFIG": str(self.state / "initiator/distbuild.toml"),
+            "FABRIC_CACHE": str(self._folder / "cache"),
+        }
 
     def initiator(self, *command: str, cwd: Path, timeout: float = 300) -> str:
         """Run ``fabric-initiator`` with this cluster and return its output."""
