@@ -12,7 +12,11 @@ T = TypeVar("T")
 def until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
     """Wait until ``condition()`` is true; returns its value.  AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain {what}"
-        time.sleep(0.005)
-    return found
+    while True:
+        began = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        assert now < deadline, f"waited in vain {what}"
+        # a look may start a program: as much time is for what is waited for
+        time.sleep(min(max(0.005, now - began), 0.25))
