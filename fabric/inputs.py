@@ -38,6 +38,7 @@ def inputs(job: Job) -> dict[str, str]:
     found = {RULES: str(KEY_VERSION)}
     if job.kind == "chunk":
         found |= _of_chunk(job)
+    found |= {ENVIRONMENT + name: _short(text) for name, text in job.environment.items()}
     strata: dict[str, list[str]] = {}
     for part in job.strata:
         strata.setdefault(part.stratum, []).append(part.artifact)
@@ -66,8 +67,7 @@ def _of_chunk(job: Job) -> dict[str, str]:
         "devices": job.devices,
         "system-integration": sorted(job.integration),
     }
-    found |= {name: _digest(value) for name, value in lists.items() if value}
-    return found | {ENVIRONMENT + name: _short(text) for name, text in job.environment.items()}
+    return found | {name: _digest(value) for name, value in lists.items() if value}
 
 
 def _trees(source: Source) -> list[object]:

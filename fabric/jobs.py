@@ -100,9 +100,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mode: Mode = "staging"
     host_tools: str = ""  # digest of the machine's tools, if it is built with them
     prefix: str = "/usr"
-    environment: dict[
-        str, str
-    ] = {}  # complete but for MAKEFLAGS, and for DESTDIR and PATH in bootstrap mode
+    #: of commands, or of integration scripts; complete but for MAKEFLAGS, and for DESTDIR and PATH
+    #: in bootstrap mode
+    environment: dict[str, str] = {}
     commands: tuple[tuple[str, tuple[str, ...]], ...] = ()  # ("build-commands", (...)), in order
     max_jobs: int | None = None
     rules: tuple[Rule, ...] = ()

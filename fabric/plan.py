@@ -13,7 +13,7 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
-from fabric.definitions.environment import environment
+from fabric.definitions.environment import INTEGRATION, environment
 from fabric.definitions.graph import COMMAND_STEPS, HOST_MODES, Graph, Step
 from fabric.definitions.keys import Digests, digests
 from fabric.definitions.select import needed
@@ -95,6 +95,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             return replace(job, lists=lists)
         return replace(
             job,
+            environment=INTEGRATION,
             lists=((step.artifacts[0], self._contents(step)),),
             strata=tuple(self._part(stratum, artifact) for stratum, artifact in step.contents),
         )

@@ -30,7 +30,7 @@ from fabric.host.progress import in_phase
 from fabric.jobs import Content, Job, Manifest
 from fabric.trove.artifacts.contents import content_key_of, contents_of, input_digests
 
-#: The whole environment of integration scripts.
+#: The environment of integration scripts in jobs of older controllers, which have none.
 _ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
 
 #: Most bytes of a path in a remark.
@@ -219,9 +219,10 @@ def _integrate(
         place.mkdir(exist_ok=True)
         place.chmod(0o1777)
         mounts += ["--bind", str(place), "/tmp"]
-    clock = clock_ahead(conditions.ahead, mounts, _ENVIRONMENT, log, cancel)
+    environment = job.environment or _ENVIRONMENT
+    clock = clock_ahead(conditions.ahead, mounts, environment, log, cancel)
     mounts += clock.mounts
-    environment = {**_ENVIRONMENT, **clock.variables}
+    environment = {**environment, **clock.variables}
     text = script(job.name, PATH, lists)
     box = sandbox.Box(tuple(mounts), (), environment, "/", text, PATH, conditions=conditions)
     ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]

@@ -37,6 +37,17 @@ FLAGS = frozenset(
     }
 )
 
+#: What makes programs that honor it give the same result each time.
+_REPRODUCIBLE = {
+    "SOURCE_DATE_EPOCH": str(EPOCH),
+    # Otherwise, compiled Python and generated Perl differ from run to run.
+    "PYTHONHASHSEED": "0",
+    "PERL_HASH_SEED": "0",
+}
+
+#: All variables of a system's integration scripts.
+INTEGRATION = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin", **_REPRODUCIBLE}
+
 _FIXED = {
     "TERM": "dumb",
     "SHELL": "/bin/sh",
@@ -46,10 +57,7 @@ _FIXED = {
     "LC_ALL": "C",
     "HOME": "/tmp",
     "TZ": "UTC",
-    "SOURCE_DATE_EPOCH": str(EPOCH),
-    # Otherwise, compiled Python and generated Perl differ from run to run.
-    "PYTHONHASHSEED": "0",
-    "PERL_HASH_SEED": "0",
+    **_REPRODUCIBLE,
 }
 
 

@@ -8,8 +8,8 @@ A key covers all input that can change the output, and nothing else.
   tools.  Not the origin of the source (repo, ref), descriptions, the stratum, or the morph's file.
 - A stratum: architecture, name and, for each of its artifacts, the keys and names of the chunk
   artifacts in it.
-- A system: architecture, name, and the same for each stratum artifact that it takes.  Chunks in
-  other artifacts of a stratum do not change its key.
+- A system: architecture, name, the environment of integration scripts, and the same for each
+  stratum artifact that it takes.  Chunks in other artifacts of a stratum do not change its key.
 
 The input is encoded as one MessagePack value, which is unambiguous, and hashed with SHA-256.
 `KEY_VERSION` stands for the build rules: raise it when they change, or the input of keys does.
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fabric.definitions.environment import environment
+from fabric.definitions.environment import INTEGRATION, environment
 from fabric.definitions.graph import COMMAND_STEPS, HOST_MODES, Graph, Step
 
 KEY_VERSION = 2
@@ -72,7 +72,7 @@ def digests(graph: Graph, trees: Mapping[str, str], host_tools: str) -> Digests:
                 digest = sha256(_encode([*start, step.name, lists]))
             else:
                 taken = [_list(name, graph[one].lists[name], raw) for one, name in step.contents]
-                digest = sha256(_encode([*start, step.name, taken]))
+                digest = sha256(_encode([*start, step.name, sorted(INTEGRATION.items()), taken]))
                 recipes[step.id] = sha256(_encode([*start, *_system(step, graph)])).hexdigest()
         except KeyError:
             continue
@@ -92,7 +92,7 @@ def _system(step: Step, graph: Graph) -> list[object]:
         (graph[stratum].name, artifact, [name for _, name in graph[stratum].lists[artifact]])
         for stratum, artifact in step.contents
     ]
-    return [step.name, step.description, step.morph, parts]
+    return [step.name, step.description, step.morph, sorted(INTEGRATION.items()), parts]
 
 
 def _chunk(step: Step, arch: str, tree: str, host_tools: str) -> list[object]:

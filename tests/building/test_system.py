@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from building_kit import Kit, key_of
+from msgspec.structs import replace
 
 from fabric.building import archive
 from fabric.building.archive import DIRECTORY, FILE, SYMLINK, Entry, pack
+from fabric.definitions.environment import EPOCH, INTEGRATION
 from fabric.definitions.graph import Device
 from fabric.errors import BuildFailed, Cancelled, MachineFault
 from fabric.jobs import Content, Job, Part
@@ -176,6 +178,13 @@ class TestIntegration:
             *("/", "0", "3"),
         ]
         assert not {"proc", "dev", "tmp"} & found.keys()
+
+    def test_integration_has_the_environment_of_the_job(self, kit: Kit, shell: Content) -> None:
+        scripts = stored(kit, "scripts", script("0", "env | sort > /seen"))
+        job = replace(system(shell, scripts), environment=INTEGRATION)
+        seen = kit.entries(kit.build(job), "sys-rootfs")["seen"].data.decode().split()
+        assert set(seen) == {f"{name}={value}" for name, value in INTEGRATION.items()} | {"PWD=/"}
+        assert f"SOURCE_DATE_EPOCH={EPOCH}" in seen
 
     def test_integration_keeps_mount_points_of_the_system(self, kit: Kit, shell: Content) -> None:
         tree = stored(

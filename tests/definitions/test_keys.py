@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fabric.definitions import keys as module
 from fabric.definitions.graph import Device, Graph, Recipe, Rule, Step, Submodule
-from fabric.definitions.keys import cache_keys
+from fabric.definitions.keys import cache_keys, digests
 
 BOOTSTRAP = "build-system: autotools\nbuild-mode: bootstrap\nprefix: /tools"
 AFTER = "build-system: autotools\nbuild-depends: [one]"
@@ -145,6 +145,18 @@ def test_keys_cover_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys_of(graph)
     monkeypatch.setattr(module, "environment", lambda _step, _arch: {"LC_ALL": "C.UTF-8"})
     assert before["a"] != keys_of(graph)["a"]
+
+
+def test_keys_cover_the_environment_of_integration_scripts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = loaded(files())
+    before = digests(graph, {step.id: step.name for step in graph.steps}, "")
+    monkeypatch.setattr(module, "INTEGRATION", {"PATH": "/bin"})
+    after = digests(graph, {step.id: step.name for step in graph.steps}, "")
+    for found, other in ((before.keys, after.keys), (before.recipes, after.recipes)):
+        changed = {graph[id].kind for id in found if found[id] != other[id]}
+        assert changed == {"system"}
 
 
 def test_keys_of_all_dependents_change_with_a_tree() -> None:
