@@ -47,16 +47,21 @@ _starters: dict[int, _Starter] = {}  # by process: a thread does not outlive a f
 def starting(start: Callable[[], T]) -> T:
     """What ``start`` returns, in a thread for whose children the nodes are read-only.
 
-    They see the same architecture as children of the caller (`fabric.building.personality`).  The
-    thread is as old as the process: a child may ask to end with the thread that made it.
+    They see the same architecture as children of the caller (`fabric.building.personality`), and
+    are as nice.  The thread is as old as the process: a child may ask to end with the thread that
+    made it.
     """
     starter = _starter()
     if starter is None:
         return start()
     wanted = personality.taken()
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
 
     def start_as_here() -> T:
         personality.become(wanted)
+        if os.getpriority(os.PRIO_PROCESS, 0) != nice:
+            with suppress(PermissionError):  # a container's root may be forbidden to be less nice
+                os.setpriority(os.PRIO_PROCESS, 0, nice)
         return start()
 
     return starter.pool.submit(start_as_here).result()

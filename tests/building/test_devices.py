@@ -34,6 +34,20 @@ def test_children_see_the_architecture_of_the_thread_that_asks() -> None:
     assert found == ["x86_64", "i686", "x86_64"]
 
 
+def test_children_are_as_nice_as_the_thread_that_asks() -> None:
+    def niceness() -> int:
+        return int(devices.starting(lambda: subprocess.check_output(["nice"], text=True)))
+
+    def nicer() -> int:
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 3)
+        return niceness()
+
+    before = niceness()
+    assert before == os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(nicer).result() == before + 3
+
+
 #: Starts a command where /dev has all nodes but one.
 WITHOUT_ZERO = (
     "unshare", "--mount", "sh", "-euc",
