@@ -89,9 +89,8 @@ class Network:
 
     def __init__(self, root: Path, signs: bool) -> None:
         self.farm = Farm(root)
-        self.farm.signs = signs
         if signs:
-            trust_each_other(self.farm)
+            self.farm.sign(*MACHINES)
         self._daemons: list[Program] = [self.farm.broker()]
         self._daemons += [self.farm.worker(name) for name in ("w1", "w2")]
         self._user: Workstation = self.farm.workstation("user")
@@ -136,16 +135,6 @@ class Network:
             total += sum(map(int, stat.rpartition(")")[2].split()[11:15]))
         ours = resource.getrusage(resource.RUSAGE_CHILDREN)
         return total / TICK + ours.ru_utime + ours.ru_stime
-
-
-def trust_each_other(farm: Farm) -> None:
-    """Give each machine the public keys of all."""
-    for name in MACHINES:
-        farm.keys("renew", "--trusted", str(farm.trusted(name)))
-    for reader in MACHINES:
-        for name in set(MACHINES) - {reader}:
-            public = str(farm.trusted(name) / "own.pub")
-            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
 
 
 def compare(kind: type[Machine | Network], scratch: Path, rounds: int) -> None:

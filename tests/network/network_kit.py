@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,16 @@ class Farm:
     def trust(self, name: str) -> dict[str, str]:
         """The setting for signatures of a machine."""
         return {"trusted-keys": str(self.trusted(name))} if self.signs else {}
+
+    def sign(self, *machines: str, readers: Sequence[str] = ()) -> None:
+        """Have these machines sign; they, and ``readers``, trust each other's keys."""
+        self.signs = True
+        for name in machines:
+            self.keys("renew", "--trusted", str(self.trusted(name)))
+        for reader in (*machines, *readers):
+            for name in set(machines) - {reader}:
+                public = str(self.trusted(name) / "own.pub")
+                self.keys("trust", public, "--name", name, "--trusted", str(self.trusted(reader)))
 
     def revoke(self, name: str) -> None:
         self.keys("revoke", name, "--keys", str(self.controller / "keys"))

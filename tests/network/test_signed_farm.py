@@ -23,14 +23,7 @@ def manifests(farm: Farm) -> list[Path]:
 
 
 def test_farm_copies_what_a_substituter_has(farm: Farm, tmp_path: Path) -> None:
-    farm.signs = True
-    signing = ("controller", "w1", "w2")
-    for name in signing:
-        farm.keys("renew", "--trusted", str(farm.trusted(name)))
-    for reader in (*signing, "alice"):
-        for name in set(signing) - {reader}:
-            public = str(farm.trusted(name) / "own.pub")
-            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    farm.sign("controller", "w1", "w2", readers=("alice",))
     farm.broker()
     first = farm.worker("w1")
     alice = farm.workstation("alice")
@@ -55,14 +48,7 @@ def test_farm_copies_what_a_substituter_has(farm: Farm, tmp_path: Path) -> None:
 
 
 def test_controller_countersigns_what_its_workers_have_built(farm: Farm, tmp_path: Path) -> None:
-    farm.signs = True
-    signing, reading = ("controller", "w1"), ("controller", "w1", "alice")
-    for name in signing:
-        farm.keys("renew", "--trusted", str(farm.trusted(name)))
-    for reader in reading:
-        for name in set(signing) - {reader}:
-            public = str(farm.trusted(name) / "own.pub")
-            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    farm.sign("controller", "w1", readers=("alice",))
     farm.broker()
     farm.worker("w1")
     alice = farm.workstation("alice")
@@ -105,14 +91,7 @@ def content_of(manifest: Path) -> bytes:
 
 
 def test_farm_uses_only_what_its_own_machines_signed(farm: Farm, tmp_path: Path) -> None:
-    farm.signs = True
-    signing, reading = ("controller", "w1", "w2"), ("controller", "w1", "w2", "alice")
-    for name in signing:
-        farm.keys("renew", "--trusted", str(farm.trusted(name)))
-    for reader in reading:
-        for name in set(signing) - {reader}:
-            public = str(farm.trusted(name) / "own.pub")
-            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    farm.sign("controller", "w1", "w2", readers=("alice",))
     broker = farm.broker()
     first = farm.worker("w1")
     alice = farm.workstation("alice")
