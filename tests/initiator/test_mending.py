@@ -74,13 +74,13 @@ def bit_of_a_chunk(it: Cache) -> None:
 
 def no_archive_of_a_chunk(it: Cache) -> None:
     it.blob("one").unlink()
-    shutil.rmtree(it.layer("one"))
+    shutil.rmtree(it.layer("one"), ignore_errors=True)  # a worker that was replaced made none
     it.keep("one")
 
 
 def rubbish_of_a_chunk(it: Cache) -> None:
     replace(it.manifest("one"), b"\xff\0")
-    shutil.rmtree(it.layer("one"))
+    shutil.rmtree(it.layer("one"), ignore_errors=True)  # a worker that was replaced made none
     it.keep("one")
 
 
