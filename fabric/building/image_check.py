@@ -324,15 +324,7 @@ class _Reader:
         """The output of debugfs for commands, which it prints before each answer."""
         script = self._scratch / "commands"
         script.write_text("".join(f"{command}\n" for command in commands))
-        command = ["debugfs", "-f", script.name, f"image?offset={self._root}"]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self._scratch,
-            env=environment(self._scratch),
-        )
+        process = self._start("debugfs", "-f", script.name, f"image?offset={self._root}")
         assert process.stdout is not None
         try:
             with process.stdout as output:
@@ -362,31 +354,28 @@ class _Reader:
 
     def _ask(self, *command: str) -> tuple[int, list[str]]:
         """The exit code of a tool, and the first lines that it prints."""
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self._scratch,
-            env=environment(self._scratch),
-        ) as process:
+        with self._start(*command) as process:
             assert process.stdout is not None
             said = process.stdout.read(_PIECE)
             if len(said) == _PIECE:
                 process.kill()  # it may go on for ever
         return process.returncode, said.decode(errors="replace").splitlines()
 
-    def boot_file(self, name: str) -> str | None:
-        """The digest of a file on the boot partition; None if there is none."""
-        digest = hashlib.sha256()
-        with subprocess.Popen(
-            ["mcopy", "-i", f"image@@{self._boot}", f"::{name}", "-"],
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A tool that reads the image, which is the file ``image`` in its folder."""
+        return subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=self._scratch,
             env=environment(self._scratch),
-        ) as process:
+        )
+
+    def boot_file(self, name: str) -> str | None:
+        """The digest of a file on the boot partition; None if there is none."""
+        digest = hashlib.sha256()
+        with self._start("mcopy", "-i", f"image@@{self._boot}", f"::{name}", "-") as process:
             assert process.stdout is not None
             while piece := process.stdout.read(_PIECE):
                 digest.update(piece)

@@ -24,6 +24,7 @@ from fabric.building.conditions import conditions_of
 from fabric.building.log import Log
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
+from fabric.definitions.environment import INTEGRATION_PATH
 from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.host.cancel import CancelToken
 from fabric.host.progress import in_phase
@@ -31,7 +32,7 @@ from fabric.jobs import Content, Job, Manifest
 from fabric.trove.artifacts.contents import content_key_of, contents_of, input_digests
 
 #: The environment of integration scripts in jobs of older controllers, which have none.
-_ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
+_ENVIRONMENT = {"PATH": INTEGRATION_PATH}
 
 #: Most bytes of a path in a remark.
 _SHOWN = 100

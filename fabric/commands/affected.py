@@ -16,7 +16,7 @@ from fabric.commands.shared.bills import known_bill, past_builds, require_librar
 from fabric.commands.shared.output import first_of, print_json
 from fabric.commands.shared.plans import open_project
 from fabric.config import Settings
-from fabric.errors import FabricError, command, in_line, without_secrets
+from fabric.errors import FabricError, command, in_line
 from fabric.host.terminal import progress
 from fabric.trove.sources.lorry_vex import ID, Statement
 
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     try:
         hits.add_builds(past_builds(project))
     except FabricError as error:
-        failed.append(without_secrets(project.store.url))
+        failed.append(project.store.shown)
         progress(f"its builds are not searched: {str(error).splitlines()[0]}")
     found = hits.sorted
     if options.json:

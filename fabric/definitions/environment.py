@@ -45,8 +45,9 @@ _REPRODUCIBLE = {
     "PERL_HASH_SEED": "0",
 }
 
+INTEGRATION_PATH = "/bin:/usr/bin:/sbin:/usr/sbin"
 #: All variables of a system's integration scripts.
-INTEGRATION = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin", **_REPRODUCIBLE}
+INTEGRATION = {"PATH": INTEGRATION_PATH, **_REPRODUCIBLE}
 
 _FIXED = {
     "TERM": "dumb",

@@ -18,7 +18,7 @@ from packageurl import PackageURL
 
 from fabric import bounds
 from fabric.digest import Digest
-from fabric.errors import SourceError, without_secrets
+from fabric.errors import SourceError
 from fabric.inputs import TREE
 from fabric.jobs import Artifact, Manifest, Source
 from fabric.sbom.bill import Bill, Component
@@ -184,7 +184,7 @@ class Builds:
 
 def _newest(store: Store, progress: Callable[[str], None]) -> list[str]:
     """The keys in a store, those used last first, at most so many as are searched."""
-    used, url = store.used(), without_secrets(store.url)
+    used, url = store.used(), store.shown
     keys = sorted(used, key=lambda key: (-used[key], key))
     if len(keys) > bounds.SEARCHED_STEPS:
         more, most = len(keys) - bounds.SEARCHED_STEPS, f"{bounds.SEARCHED_STEPS:,}"

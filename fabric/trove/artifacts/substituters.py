@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fabric import bounds
-from fabric.errors import DamagedError, StoreError, without_secrets
+from fabric.errors import DamagedError, StoreError
 from fabric.host.cancel import CancelToken, TooSlow, abandonable
 from fabric.host.progress import Moved
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.backend import Haste
 from fabric.trove.artifacts.store import Sealed, Store
-from fabric.trove.artifacts.transfer import fetch
+from fabric.trove.artifacts.transfer import fetch, fetch_countersignature
 from fabric.trust.seal import UnsignedError
 
 #: Names of obstore's errors with which a server answers that it refuses.
@@ -67,7 +67,7 @@ class Substituters:
         """
         until: float | None = None  # for the artifacts of all substituters together
         for store in self._stores:
-            url = without_secrets(store.url)
+            url = store.shown
             if until is not None and time.monotonic() >= until:
                 break
             if self._rests(store):
@@ -129,9 +129,7 @@ def _whole(
     url: str, found: Sealed, store: Store, moved: Moved, check: Callable[[], None]
 ) -> Substitute:
     files = fetch(found, store, {}, check, moved)
-    countersignature = None
-    with contextlib.suppress(StoreError):  # the step counts without it
-        countersignature = store.countersignature(found.manifest.key)
+    countersignature = fetch_countersignature(found.manifest.key, store)
     return Substitute(url, found.manifest, found.data, files, countersignature)
 
 

@@ -106,11 +106,7 @@ def _copy(key: str, source: Store, to: Store, cancel: CancelToken) -> _Done:
     except (UnsignedError, DamagedError) as error:
         return _Done(key, refused=str(error))
     to.put(found.manifest, files, found.data)
-    countersignature = None
-    # the step counts without it; S3 refuses what is missing in a bucket that may not be listed
-    with contextlib.suppress(StoreError):
-        countersignature = source.countersignature(key)
-    if countersignature is not None:
+    if (countersignature := fetch_countersignature(key, source)) is not None:
         to.put_countersignature(key, countersignature)  # whoever signed it: readers check
     sizes = {blob.sha256: blob.size for blob in blobs}
     old = sum(size for sha256, size in sizes.items() if sha256 in there)
@@ -137,6 +133,14 @@ def fetch(
         files[sha256] = source.path(blob, found.manifest.key, check)
         done += blob.size
     return files
+
+
+def fetch_countersignature(key: str, source: Store) -> bytes | None:
+    """The countersignature of a step; None if it cannot be read, for the step counts without it."""
+    # S3 refuses access to what is missing, if the bucket may not be listed
+    with contextlib.suppress(StoreError):
+        return source.countersignature(key)
+    return None
 
 
 def _whole(blobs: Iterable[Blob], store: Store) -> dict[str, Path]:
