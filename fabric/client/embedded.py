@@ -154,7 +154,7 @@ class Zygote:
         for module in _LOADED:
             importlib.import_module(module)
         if self._settings.trusted_keys:
-            with contextlib.suppress(ImportError):  # who signs says what is missing
+            with contextlib.suppress(ImportError):  # the program that signs reports it
                 importlib.import_module(_LOADED_TO_SIGN)
         sweep()
         gc.freeze()  # children share the objects that exist now

@@ -58,7 +58,7 @@ def decode(data: bytes) -> Envelope:
 
 
 def plain(data: bytes) -> bytes:
-    """An envelope without what nobody signed: fields that are unknown, and blanks.
+    """The envelope without unknown fields and blanks, which no signature covers.
 
     ValueError if it is none.
     """

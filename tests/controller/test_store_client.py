@@ -109,10 +109,10 @@ def test_results_of_attempts_are_countersigned_and_so_are_equal_steps(tmp_path: 
         Result("f" * 64, 7, "w1", "e" * 64),  # not in the store
     )
     keys = ("a" * 64, "d" * 64, "f" * 64)
-    without_keys = StoreClient(opened, lambda: None)  # anybody may call himself w1
+    without_keys = StoreClient(opened, lambda: None)  # any peer may use the name w1
     without_keys.query([QueryStore(1, keys, (spec,), results)])
     answers_of(without_keys, 1)
-    without_keys.close()  # what is verified is countersigned before
+    without_keys.close()  # writes the countersignatures of verified steps first
     assert countersigned(opened(worker), known) is None
 
     client = StoreClient(opened, lambda: None, countersigns=True)

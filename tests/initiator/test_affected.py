@@ -69,7 +69,7 @@ def test_a_component_by_its_name(definitions: Project) -> None:
 
 
 def test_a_damaged_build_hides_no_system(definitions: Project) -> None:
-    """Whoever may write to the store can damage one object."""
+    """A user who may write to the store has damaged one object."""
     for manifest in (definitions.cache / "artifacts/manifests").iterdir():
         if b'"kind":"system"' in (text := manifest.read_bytes()):
             manifest.unlink()

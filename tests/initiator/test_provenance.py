@@ -359,7 +359,7 @@ def test_break_in_the_chain_is_named(
 def test_provenance_repeats_nothing_that_is_wrong(
     signed: Signed, change: Callable[[Signed], None], said: str
 ) -> None:
-    """Whoever has the key of a worker could have it signed by the user."""
+    """A thief of a worker's key gets no false claim signed by the user."""
     change(signed)
     done = signed.run("provenance")
     assert (done.returncode, done.stdout) == (1, "")

@@ -18,5 +18,5 @@ def until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> 
             return found
         now = time.monotonic()
         assert now < deadline, f"waited in vain {what}"
-        # a look may start a program: as much time is for what is waited for
+        # the condition may start a program: leave as much time to what the test waits for
         time.sleep(min(max(0.005, now - began), 0.25))

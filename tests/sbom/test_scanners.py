@@ -1,4 +1,4 @@
-"""Stock scanners read the SBOM of the example system: they find what is planted, and no more.
+"""Stock scanners find the planted vulnerabilities in the SBOM of the example system, and no others.
 
 sbom-cve-check matches CPE names in SPDX 3 documents with records of the National Vulnerability
 Database.  vdb, the engine of OWASP dep-scan, matches package URLs in CycloneDX documents with

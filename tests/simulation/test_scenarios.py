@@ -17,7 +17,7 @@ from campaign import play, play_all, told
 from children import child_environment
 from scenarios import Scenario
 
-#: What is rarest happens in one of 400 seeds: it is waited for.
+#: Seeds to play at least.  The rarest event happens in one of 400, so more are played if need be.
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "800"))
 MOST = 4000
 

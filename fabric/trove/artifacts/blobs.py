@@ -128,7 +128,7 @@ class Blobs:
     def _own(self, blob: Blob) -> Path | None:
         """The store's file of a blob; None if there is none that stays as it was verified."""
         file = self.place(blob)
-        # whoever shares the store could replace what was verified
+        # another user of the store could replace a file after its verification
         return file if file and (not self._private or is_private(file)) else None
 
     def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
