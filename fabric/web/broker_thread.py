@@ -81,14 +81,17 @@ class BrokerThread:
         self._sent = 0.0
         # a full deque drops its oldest piece: the reader sees the gap, and reads the range
         self._pieces: deque[Published] = deque(maxlen=bounds.WEB_PIECES)
-        #: why the broker is silent; "" if it answers
-        self.error = ""
         #: it is closed, or not alive any more
         self.ended = False
         self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
         self._thread.start()
 
     # -- in the loop's thread --------------------------------------------------------------
+
+    @property
+    def error(self) -> str:
+        """Why the broker is silent; "" if it answers, before anybody gets such an answer."""
+        return self._connection.error
 
     async def ask(self, message: Query | LogRead) -> Reply:
         """The reply to a message.  FabricError with the broker's reason, MachineFault if there is
@@ -137,7 +140,6 @@ class BrokerThread:
                 self._receive()
                 now = time.monotonic()
                 self._connection.maintain(now)
-                self.error = self._connection.error
                 self._give_up(now)
                 if now >= checked + HEARTBEAT:
                     checked = now
