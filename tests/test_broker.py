@@ -202,7 +202,7 @@ def test_broker_ends_with_its_parent(directory: Path) -> None:
         stat = Path(f"/proc/{broker}/stat")
         return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
-    until(gone, 5.0)
+    until(gone)
 
 
 def test_broker_refuses_a_directory_with_a_long_name(directory: Path) -> None:

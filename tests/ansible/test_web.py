@@ -122,7 +122,7 @@ class Page:
 
     def wait(self) -> None:
         """Wait until the page answers."""
-        found = module(self, timeout=30)
+        found = module(self, timeout=60)
         said = [(self.folder / f"{name}.err").read_text() for name in ("web", "proxy")]
         assert not found.get("failed"), f"{found}\n{said}"
 
@@ -132,7 +132,7 @@ class Page:
     def open(self, path: str) -> http.client.HTTPResponse:
         """A response whose content is not read yet."""
         context = ssl.create_default_context(cadata=self.certificate)
-        connection = http.client.HTTPSConnection(HOST, self.port, context=context, timeout=20)
+        connection = http.client.HTTPSConnection(HOST, self.port, context=context, timeout=60)
         self._stack.callback(connection.close)
         basic = base64.b64encode(self.login.encode()).decode()
         connection.request("GET", path, headers={"Authorization": f"Basic {basic}"})
@@ -194,7 +194,7 @@ def test_page_is_served_to_its_password_only(page: Page) -> None:
 def test_page_answers_nobody_but_its_proxy(page: Page) -> None:
     """Any user of the machine can connect to the address behind the proxy."""
     for path in ("/", "/health", "/builds?format=json"):
-        connection = http.client.HTTPConnection("127.0.0.1", page.inner_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", page.inner_port, timeout=60)
         basic = base64.b64encode(page.login.encode()).decode()
         connection.request("GET", path, headers={"Authorization": f"Basic {basic}"})
         assert connection.getresponse().status == 403
@@ -300,7 +300,7 @@ def test_page_that_dies_is_reported_and_comes_back(page: Page) -> None:
 
 def test_page_without_its_controller_is_reported(page: Page) -> None:
     page.farm.kill()
-    until(lambda: "it does not reach the controller: " in module(page)["msg"], 30)
+    until(lambda: "it does not reach the controller: " in module(page)["msg"])
     assert page.get("/health", page.login)[0] == 200
     page.farm.start()
     page.wait()

@@ -69,7 +69,7 @@ def test_embedded_starts_no_more_workers_than_there_are_steps(tmp_path: Path) ->
         from fabric.client.embedded import EmbeddedFabric
         with EmbeddedFabric(load_settings(overrides={"workers": 3})) as fabric:
             def workers(least):
-                until = time.monotonic() + 20
+                until = time.monotonic() + 60
                 while len(found := list(fabric.directory.glob("worker-*.err"))) < least:
                     fabric.check()
                     assert time.monotonic() < until

@@ -99,7 +99,7 @@ def peer_at(path: Path) -> Iterator[Any]:
     codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
 
     def ask(message: Any, enough: Any) -> Any:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             sockets.send(socket, codec.encode(message))
             while socket.poll(300):

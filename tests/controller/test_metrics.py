@@ -25,7 +25,7 @@ def metrics() -> Iterator[Metrics]:
 
 
 def is_served() -> bool:
-    with urllib.request.urlopen(f"http://{HOST}:{PORT}/metrics", timeout=20.0) as page:
+    with urllib.request.urlopen(f"http://{HOST}:{PORT}/metrics", timeout=60.0) as page:
         return b"process_resident_memory_bytes" in page.read()
 
 
@@ -35,7 +35,7 @@ def test_metrics_close_the_oldest_of_many_connections() -> None:
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
         idle = [
-            stack.enter_context(socket.create_connection((HOST, PORT), timeout=20.0))
+            stack.enter_context(socket.create_connection((HOST, PORT), timeout=60.0))
             for _ in range(5 * bounds.METRICS_READERS)
         ]
         assert is_served()

@@ -95,7 +95,7 @@ class Threaded:
                 return None
 
     def _next(self) -> object:
-        assert self.jobs.poll(10_000), "no answer"
+        assert self.jobs.poll(60_000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
 
@@ -209,7 +209,7 @@ def test_restart_begins_nothing_twice_that_still_runs(threaded: Threaded, direct
         w1.send(codec.encode(told))
 
     def hear() -> Desired:
-        assert w1.poll(10_000), "no answer"
+        assert w1.poll(60_000), "no answer"
         return codec.decode(w1.recv())
 
     report(1)

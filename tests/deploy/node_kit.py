@@ -57,7 +57,7 @@ class Node:
             world.daemon("sh", "-ec", start, log=log)
         # sandboxes can mount /proc only if a complete one is visible; nspawn covers parts of it
         whole = "mountpoint -q /run/proc || mount --mkdir -t proc proc /run/proc"
-        until(lambda: self.attempt(whole).returncode == 0, 30, self._story)
+        until(lambda: self.attempt(whole).returncode == 0, 120, self._story)
 
     def attempt(self, command: str, **more: Any) -> Any:
         """Run a shell command on it and return the completed process."""

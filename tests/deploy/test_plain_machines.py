@@ -53,10 +53,10 @@ def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: P
     def workers() -> str:
         return world.run("fabric-initiator", "workers", cwd=scratch, env=environment)
 
-    until(lambda: workers().count(" idle ") == 2, 60, lambda: said + workers())
+    until(lambda: workers().count(" idle ") == 2, 120, lambda: said + workers())
     sign = blocks("how-to/sign-artifacts.md", "\n## On a farm without VMs\n")
     world.run("bash", "-euo", "pipefail", "-c", "\n".join(sign), cwd=ROOT)
-    until(lambda: workers().count(" idle ") == 2, 60, workers)
+    until(lambda: workers().count(" idle ") == 2, 120, workers)
     definitions = tiny_definitions(scratch / "plain-tiny", 4, "true")
     build: list[str | Path] = ["fabric-initiator", "build", definitions / "systems/tiny.morph"]
     assert "tiny is built" in world.run(*build, cwd=scratch, env=environment, timeout=300)
@@ -80,7 +80,7 @@ def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: P
     def page() -> str:
         return world.run(*curl, "--user", f"viewer:{password}")
 
-    until(lambda: '"name":"worker1"' in page(), 60, page)
+    until(lambda: '"name":"worker1"' in page(), 120, page)
     assert "401 Authorization Required" in world.run(*curl)
     push = ["git", "push", f"ssh://git@plain-controller.{DOMAIN}/srv/trove/trove.git", "HEAD:x"]
     ssh = {"GIT_SSH_COMMAND": f"ssh -i {ROOT}/worker.key -o IdentitiesOnly=yes"}

@@ -153,7 +153,7 @@ def test_web_page_is_served_and_its_end_is_no_other_program_s(
     curl += [f"https://{name}:8443/"]
     assert cluster.world.run(*curl) == "200"
     controller.run("systemctl kill --signal KILL fabric-web")
-    until(lambda: cluster.world.run(*curl) == "200", 60, lambda: controller.run("journalctl -n 50"))
+    until(lambda: cluster.world.run(*curl) == "200", 90, lambda: controller.run("journalctl -n 50"))
     assert controller.run("systemctl show -P NRestarts fabric-web") == "1\n"
     assert controller.run(started) == before
     assert cluster.initiator("workers", cwd=cluster.state).count(" idle ") == 2

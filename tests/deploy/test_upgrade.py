@@ -89,7 +89,7 @@ def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
     log = scratch / "interrupted"
     farm.interrupt(log, lambda: any(farm.images.glob("farm-*_vm.img.??????")), "deploy-cluster.yml")
     # the partial image has been removed
-    until(lambda: not any(farm.images.glob("farm-*_vm.img.??????")), 30, log.read_text)
+    until(lambda: not any(farm.images.glob("farm-*_vm.img.??????")), 120, log.read_text)
     farm.play("deploy-cluster.yml", timeout=1200)
     yield farm
     farm.play("destroy-cluster.yml", timeout=600)

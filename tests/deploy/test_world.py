@@ -66,7 +66,7 @@ def test_node_is_a_running_system(
     assert node.run("systemctl is-system-running --wait") == "running\n"
     # it polls its name servers every second
     named = "getent hosts first.farm.test"
-    until(lambda: node.attempt(named).returncode == 0, 30, lambda: node.run("cat /run/resolv.conf"))
+    until(lambda: node.attempt(named).returncode == 0, 90, lambda: node.run("cat /run/resolv.conf"))
     assert node.run(named).split()[0] == node.address
     sandbox = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc echo inside"
     assert node.run(sandbox) == "inside\n"

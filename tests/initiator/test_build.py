@@ -158,7 +158,7 @@ def test_json_ends_with_an_interruption(project: Project) -> None:
     child = project.start("--json")
     until((project.logs / "build-step-slow-misc.log").exists)
     child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=20)
+    out, _ = child.communicate(timeout=60)
     last = json.loads(out.splitlines()[-1])
     assert (last["event"], last["exit_code"]) == ("interrupted", 130)
 
@@ -170,7 +170,7 @@ def test_interrupted_build_leaves_nothing_and_goes_on(project: Project, number: 
     until((project.logs / "build-step-slow-misc.log").exists)
     began = time.monotonic()
     child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     assert time.monotonic() - began < 5
     assert child.returncode == 130, err
     assert "interrupted" in out
@@ -189,7 +189,7 @@ def test_interrupted_build_leaves_nothing_at_any_moment(project: Project, tenths
     time.sleep(tenths / 20)
     child.send_signal(signal.SIGINT)
     began = time.monotonic()
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     took = time.monotonic() - began
     ours = rf"{re.escape(str(Path(fabric.__file__).parent))}/(?!__init__|__main__)"
     assert not re.search(ours, err), err
@@ -214,7 +214,7 @@ def test_build_reports_a_killed_broker(project: Project, victim: str, said: str)
     victim = victim or names[child.pid]  # the zygote is a fork of it
     [killed] = [pid for pid, name in names.items() if name == victim and pid != child.pid]
     os.kill(killed, signal.SIGKILL)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 4
     assert said in err
     assert "Traceback" not in err
@@ -308,7 +308,7 @@ def test_build_commands_are_niced(project: Project) -> None:
     ours = [pid for pid, name in project.processes().items() if name != "bwrap"]
     levels = {os.getpriority(os.PRIO_PROCESS, pid) for pid in ours}
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=30)
+    child.communicate(timeout=60)
     own = os.getpriority(os.PRIO_PROCESS, 0) + 7
     assert f"\n{own + NICE}\n" in project.log("polite-misc"), "the build is niced"
     assert levels == {own}, "and nothing else is"

@@ -185,7 +185,7 @@ def test_killed_push_goes_on(machines: Machines, tmp_path: Path) -> None:
             [*INITIATOR, "artifact", "push", SYSTEM, *to],
             cwd=machines.project.logs, env=environ, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        until(lambda: list((server.data / "a/blobs").glob("*/*")), 30)
+        until(lambda: list((server.data / "a/blobs").glob("*/*")))
         push.kill()
         push.wait()
         kept = {file: file.stat().st_ino for file in (server.data / "a/blobs").glob("*/*")}

@@ -115,11 +115,11 @@ class Peer:
         sockets.send(self.jobs, self.codec.encode(message))  # fails once the key was rejected
 
     def hear(self) -> object:
-        assert self.jobs.poll(10_000), "no answer"
+        assert self.jobs.poll(60_000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
     def ask(self, message: msgspec.Struct) -> object:
-        assert self.jobs.poll(10_000, zmq.POLLOUT)
+        assert self.jobs.poll(60_000, zmq.POLLOUT)
         self.say(message)
         return self.hear()
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
+def until(condition: Callable[[], T], seconds: float = 60.0, what: str = "") -> T:
     """Wait until ``condition()`` is true; returns its value.  AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:

@@ -262,7 +262,7 @@ def test_farm_cancels_the_build_of_a_killed_initiator(farm: Farm, alice: Worksta
     build = alice.start_build()
     until(lambda: farm.holding("slow"))
     build.kill()
-    until(lambda: not farm.holding("slow"), 40)
+    until(lambda: not farm.holding("slow"))
     assert not [one for one in alice.ask("list") if one["state"] == "building"]
 
 
@@ -326,7 +326,7 @@ def test_farm_silent_worker_is_lost(farm: Farm, alice: Workstation) -> None:
     until(lambda: farm.holding("slow"))
     mute.signal(signal.SIGSTOP)
     try:
-        until(lambda: not alice.ask("workers"), 40)
+        until(lambda: not alice.ask("workers"))
     finally:
         mute.kill()
     # What `mute` has left is not what is released.

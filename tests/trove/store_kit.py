@@ -155,7 +155,7 @@ class Authority:
 
 def _refuses(port: int) -> bool:
     """Whether a server refuses those who do not say who they are."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection), contextlib.suppress(OSError):
         connection.request("GET", "/")
         return connection.getresponse().status == 403
@@ -193,7 +193,7 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
     tools = str(Path(sys.executable).parent)
     try:
         with running(command, folder / "output", ports["s3"], path=tools, seconds=60):
-            until(lambda: _refuses(ports["s3"]), 60)  # it lets all in before it has read s3.json
+            until(lambda: _refuses(ports["s3"]))  # it lets all in before it has read s3.json
             yield {
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "secret",

@@ -85,7 +85,7 @@ class Local:
             jobs = sockets.dealer(context)
             sockets.connect(jobs, sockets.in_directory(self.fabric.directory).jobs)
             codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while True:
                 assert time.monotonic() < deadline, self.fabric.broker.said
                 sockets.send(jobs, codec.encode(graph))

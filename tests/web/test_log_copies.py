@@ -91,7 +91,7 @@ def put(directory: Path, name: str, log: bytes) -> str:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 async def until(copy: LogCopy, condition: Callable[[], object]) -> None:

@@ -61,7 +61,7 @@ def old(site: Site) -> Site:
 @contextmanager
 def streaming(site: Site, name: str, **query: Any) -> Iterator[http.client.HTTPResponse]:
     """The open stream of a log."""
-    connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=60)
     path = f"/steps/{key_of(name)}/log/stream?{urlencode(query)}"
     connection.request("GET", path, headers=SIGNED)
     response = connection.getresponse()

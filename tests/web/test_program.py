@@ -132,9 +132,9 @@ def test_it_serves_https_with_a_certificate(tmp_path: Path) -> None:
             urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()),
         )
         for _ in range(3):
-            with opener.open(web.printed, timeout=20) as answer:
+            with opener.open(web.printed, timeout=60) as answer:
                 assert answer.status == 200
-        with opener.open(f"{web.url}/static/log.js", timeout=20) as answer:
+        with opener.open(f"{web.url}/static/log.js", timeout=60) as answer:
             assert answer.read() == (ROOM / "static/log.js").read_bytes()
 
 

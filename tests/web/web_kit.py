@@ -141,7 +141,7 @@ class Web:
     def get(self, path: str, method: str = "GET", **headers: str) -> Response:
         """The answer to a request; ``headers`` with ``_`` for ``-``."""
         headers.setdefault("authorization", SIGNED["Authorization"])
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=30)
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         try:
             connection.request(
                 method, path, headers={name.replace("_", "-"): v for name, v in headers.items()}

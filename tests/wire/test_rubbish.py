@@ -43,11 +43,11 @@ class Stranger:
         self.codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
 
     def say(self, frame: bytes) -> None:
-        assert self.jobs.poll(5000, zmq.POLLOUT)
+        assert self.jobs.poll(60_000, zmq.POLLOUT)
         self.jobs.send(frame)
 
     def hear(self) -> object:
-        assert self.jobs.poll(5000), "no answer"
+        assert self.jobs.poll(60_000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
     def rejected(self) -> Rejected:

@@ -304,7 +304,7 @@ def test_upload_is_all_or_nothing(server: Server, cable: Cable, tmp_path: Path, 
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     with subprocess.Popen(command, env=child_environment()) as writer:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not (under_way := [f for f in (server.data / "tmp").rglob("*") if f.is_file()]):
             assert time.monotonic() < until
             time.sleep(0.02)

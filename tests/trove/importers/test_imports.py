@@ -371,7 +371,7 @@ def test_import_can_be_interrupted(trove: Trove, files: Files, tmp_path: Path) -
         time.sleep(0.5)
         child.send_signal(signal.SIGINT)
         began = time.monotonic()
-        rest, _ = child.communicate(timeout=30)
+        rest, _ = child.communicate(timeout=60)
         assert rest.splitlines()[-1] == "interrupted"
         assert time.monotonic() - began < 10
     files.stalls = False
