@@ -177,7 +177,7 @@ TURN = _bound(
 )
 VIEWING = _bound(
     "VIEWING",
-    50,
+    40,
     "milliseconds",
     "time of the broker for the messages of one viewer, in a second",
     "its messages are dropped until time has passed; it repeats them",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fabric.commands.shared.arguments import add_locked
 from fabric.commands.shared.output import save
-from fabric.commands.shared.plans import edits_of, open_plan, take_snapshot
+from fabric.commands.shared.plans import edits_of, open_plan, open_project, take_snapshot
 from fabric.commands.shared.sides import find_commit
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import difference, not_built, require_trust, vouched
@@ -35,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
     seal = require_trust(settings)
+    tree = take_snapshot(open_project(settings, options.system))[0].tree
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
     if edits := edits_of(project, plan.graph, plan.goals):
         names = ", ".join(f"{one.chunk} in {one.shown}" for one in edits)
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             f"{names}: a source that is edited here is in no repository that others have: push the"
             f" work, and run: {command('edit', '--close', edits[0].chunk)}"
         )
-    lines = statements(project, plan, seal)
+    lines = statements(project, plan, seal, definitions_of(project, plan, tree))
     document = b"".join(line + b"\n" for line in lines)
     if options.to is None:
         sys.stdout.buffer.write(document)
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
+def statements(project: Project, plan: Plan, seal: Seal, definitions: Definitions) -> list[bytes]:
     """An envelope with a statement for each step that has artifacts of its own."""
     from fabric.trove.artifacts.contents import changed_inputs
     from fabric.trust.provenance import KIND, statement
@@ -61,7 +62,6 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
     if missing := [one.step for one in found if one.manifest is None]:
         raise not_built(plan, missing)
     known = {one.key: one.manifest for one in found if one.manifest is not None}
-    definitions = _definitions(project, plan)
     lines = []
     for one in found:
         signed_by = [key.id for key in project.store.signers(known[one.key])]
@@ -85,10 +85,18 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
     return lines
 
 
-def _definitions(project: Project, plan: Plan) -> Definitions:
+def definitions_of(project: Project, plan: Plan, tree: str) -> Definitions:
+    """What the plan was made from.
+
+    FabricError if its files are not those of the git tree ``tree`` any more, which they were before
+    the plan was made.
+    """
     from fabric.trust.provenance import Definitions
 
-    tree = take_snapshot(project)[0].tree
+    if take_snapshot(project)[0].tree != tree:
+        raise FabricError(
+            "files of the definitions have changed since this command began: run it again"
+        )
     commit = ""
     with contextlib.suppress(FabricError):  # in no repository
         head, committed, _ = find_commit(project, "HEAD", "HEAD")

@@ -1,7 +1,7 @@
 """Asks the controller, or the builds of this user on this machine, for all pages.
 
 Equal questions that are asked at the same time are sent once, so many viewers of a page cost the
-broker what one costs.  The broker gives a viewer a twentieth of its time (`bounds.VIEWING`), and
+broker what one costs.  The broker gives a viewer 4 % of its time (`bounds.VIEWING`), and
 drops what is more: an answer is therefore used again for a while that grows with the time it took,
 and ranges of logs are read at a limited rate.
 """

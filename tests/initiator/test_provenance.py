@@ -18,6 +18,10 @@ from securesystemslib.dsse import Envelope as OtherEnvelope
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 from small_definitions import git
 
+from fabric.commands.provenance import definitions_of
+from fabric.commands.shared.plans import open_plan, take_snapshot
+from fabric.config import load_settings
+from fabric.errors import FabricError
 from fabric.jobs import Artifact, Blob, Manifest
 from fabric.trove.artifacts.store import Store
 from fabric.trust.seal import Seal
@@ -120,6 +124,18 @@ def test_provenance_names_the_commit_only_of_files_that_are_committed(signed: Si
     changed = resources(statements(signed, "one")["one"])["definitions"]
     assert changed.keys() == {"gitTree"}
     assert changed["gitTree"] != head[1]
+
+
+def test_provenance_of_definitions_that_change_meanwhile_is_refused(signed: Signed) -> None:
+    root = signed.project.root
+    system = str(root / "systems/small.morph")
+    cache = str(signed.project.cache)
+    project, plan = open_plan(load_settings({}, {"cache": cache}), system, [])
+    tree = take_snapshot(project)[0].tree
+    assert definitions_of(project, plan, tree).tree == tree
+    (root / "note").write_text("new\n")
+    with pytest.raises(FabricError, match="have changed since this command began: run it again"):
+        definitions_of(project, plan, tree)
 
 
 def test_provenance_of_what_is_not_built_or_not_signed_is_refused(
