@@ -119,8 +119,12 @@ class Peer:
         return self.codec.decode(self.jobs.recv())
 
     def ask(self, message: msgspec.Struct) -> object:
-        assert self.jobs.poll(60_000, zmq.POLLOUT)
-        self.say(message)
+        """Says a message until the broker, which may drop it if it is busy, says anything."""
+        for _ in range(3):
+            assert self.jobs.poll(60_000, zmq.POLLOUT)
+            self.say(message)
+            if self.jobs.poll(20_000):
+                break
         return self.hear()
 
     def close(self) -> None:
