@@ -90,7 +90,7 @@ class BrokerThread:
 
     @property
     def error(self) -> str:
-        """Why the broker is silent; "" if it answers, before anybody gets such an answer."""
+        """Why the broker is silent; "" if it answers.  It is "" before `ask` returns an answer."""
         return self._connection.error
 
     async def ask(self, message: Query | LogRead) -> Reply:

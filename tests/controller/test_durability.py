@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from farm_kit import Farm, Peer, report
 
-from fabric.wire import sockets
 from fabric.wire.messages import PROTOCOL, Answer, BuildOrder, Command, Poll, Query, Update
 
 
@@ -15,16 +12,11 @@ def order(n: int) -> BuildOrder:
 
 
 def answer(peer: Peer, question: Command | Query) -> Answer:
-    """The answer to a question, which is repeated; other messages are skipped."""
-    for _ in range(6):
-        peer.say(question)
-        while peer.jobs.poll(10_000):
-            with contextlib.suppress(sockets.DecodeError):
-                message = peer.hear()
-                if isinstance(message, Answer) and message.id == question.id:
-                    assert not message.error
-                    return message
-    raise AssertionError("no answer")
+    """The answer to a question; other messages are skipped."""
+    found = peer.ask(question, lambda one: isinstance(one, Answer) and one.id == question.id)
+    assert isinstance(found, Answer)
+    assert not found.error
+    return found
 
 
 def crash(farm: Farm) -> None:
@@ -43,23 +35,31 @@ def test_crash_keeps_accepted_requests(farm: Farm) -> None:
 
 def test_crash_keeps_cancelled_requests_cancelled(farm: Farm) -> None:
     key = farm.key("initiator", "alice")
-    for n in range(5):
+    cancelled = 0
+    for n in range(50):
         alice = farm.peer(key)
         alice.say(order(n))
-        cancel = Command(PROTOCOL, "c", "cancel", f"{n:032x}")  # before it can be resolved
-        assert answer(alice, cancel).lines == ("t: cancelled",)
+        found = answer(alice, Command(PROTOCOL, f"c{n}", "cancel", f"{n:032x}"))
+        if found.lines == ("t: it is failed already",):
+            continue  # a busy broker has dropped the command, and it came again too late
+        assert found.lines == ("t: cancelled",)
         crash(farm)
         update = farm.peer(key).ask(Poll(f"{n:032x}", 0))
         assert isinstance(update, Update)
         assert update.state == "cancelled"
+        cancelled += 1
+        if cancelled == 5:
+            return
+    raise AssertionError("no request was cancelled in time")
 
 
 def test_crash_keeps_drained_workers_drained(farm: Farm) -> None:
     alice, w1 = farm.key("initiator", "alice"), farm.key("worker", "w1")
     farm.peer(w1).ask(report("w1"))
-    for what, state in (("drain", "drained"), ("resume", "idle"), ("drain", "drained")):
-        operator = farm.peer(alice)
-        answer(operator, Command(PROTOCOL, "c", what, "w1"))  # type: ignore[arg-type]
+    drain = Command(PROTOCOL, "c", "drain", "w1")
+    resume = Command(PROTOCOL, "c", "resume", "w1")
+    for command, state in ((drain, "drained"), (resume, "idle"), (drain, "drained")):
+        answer(farm.peer(alice), command)
         crash(farm)
         farm.peer(w1).ask(report("w1"))
         found = answer(farm.peer(alice), Query(PROTOCOL, "q", "workers"))

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,14 +119,18 @@ class Peer:
         assert self.jobs.poll(60_000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
-    def ask(self, message: msgspec.Struct) -> object:
-        """Says a message until the broker, which may drop it if it is busy, says anything."""
+    def ask(
+        self, message: msgspec.Struct, wanted: Callable[[object], bool] = lambda _: True
+    ) -> object:
+        """The first wanted answer to a message, which is repeated: a busy broker may drop it."""
         for _ in range(3):
             assert self.jobs.poll(60_000, zmq.POLLOUT)
             self.say(message)
-            if self.jobs.poll(20_000):
-                break
-        return self.hear()
+            again = time.monotonic() + 20.0
+            while self.jobs.poll(max(0, int(1000 * (again - time.monotonic())))):
+                if wanted(answer := self.hear()):
+                    return answer
+        raise AssertionError("no answer")
 
     def close(self) -> None:
         self._context.destroy(linger=0)

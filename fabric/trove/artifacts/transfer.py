@@ -137,7 +137,7 @@ def fetch(
 
 def fetch_countersignature(key: str, source: Store) -> bytes | None:
     """The countersignature of a step; None if it cannot be read, for the step counts without it."""
-    # S3 refuses access to what is missing, if the bucket may not be listed
+    # S3 refuses access to a missing object if the user may not list the bucket
     with contextlib.suppress(StoreError):
         return source.countersignature(key)
     return None
