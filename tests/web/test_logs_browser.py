@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from test_logs import HOSTILE, LINES, info, put_log
 from waiting import until
 from web_kit import Pages, Site
@@ -219,6 +219,32 @@ def test_hostile_log_is_shown_as_text(site: Site, pages: Pages) -> None:
     page.locator("#log").press("End")
     until(lambda: is_seen(page, "the end"))
     assert page.evaluate("document.querySelectorAll('#log *').length") < 30_000
+
+
+def test_keys_go_to_the_end_and_the_beginning_while_rows_are_loaded(
+    site: Site, pages: Pages
+) -> None:
+    """Rows that arrive are higher or lower than the space that stood for them."""
+    put_log(site, "bad", b"".join(HOSTILE))
+    page = pages.open(address(site, "bad"))
+    expect(page.locator("#log .row").last).to_contain_text("the end")
+    page.locator("#first").click()
+    until(lambda: is_seen(page, "<script>alert(1)</script><img src=x onerror=alert(1)>"))
+
+    def late(route: Route) -> None:
+        time.sleep(0.5)
+        route.continue_()
+
+    page.route("**/rows?*", late)
+    for key, text in (
+        ("End", "the end"),
+        ("Home", "<script>alert(1)</script><img src=x onerror=alert(1)>"),
+    ):
+        for _ in range(3):
+            page.locator("#log").press("PageDown" if key == "End" else "PageUp")
+            page.wait_for_timeout(50)
+        page.locator("#log").press(key)
+        until(lambda text=text: is_seen(page, text), 20)  # type: ignore[misc]
 
 
 def test_colors_and_lines_that_overwrite_themselves(site: Site, pages: Pages) -> None:

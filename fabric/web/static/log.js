@@ -310,6 +310,14 @@ by("last").addEventListener("click", async () => {
   follow(true);
 });
 
+// The browser would go to where the space for other rows ends, and stay there when they come.
+scroller.addEventListener("keydown", (event) => {
+  const button = { Home: "first", End: "last" }[event.key];
+  if (!button || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  by(button).click();
+});
+
 function wrap(on) {
   rows.keep(() => {
     scroller.classList.toggle("wrapped", on);
