@@ -35,8 +35,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
     seal = require_trust(settings)
-    tree = take_snapshot(open_project(settings, options.system))[0].tree
-    project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
+    project = open_project(settings, options.system)
+    tree = take_snapshot(project)[0].tree
+    _, plan = open_plan(
+        settings, options.system, options.names, locked=options.locked, project=project
+    )
     if edits := edits_of(project, plan.graph, plan.goals):
         names = ", ".join(f"{one.chunk} in {one.shown}" for one in edits)
         raise FabricError(

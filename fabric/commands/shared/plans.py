@@ -49,14 +49,16 @@ def open_plan(
     locked: bool = False,
     clean: bool = False,
     again: Sequence[str] = (),
+    project: Project | None = None,
 ) -> tuple[Project, Plan]:
     """The project and the plan of a system; its goals are the steps called ``names``.
 
     ``locked``: SourceError if the definitions do not pin a source that the goals need.
     ``clean``: edited chunks are built in clean trees.
     ``again``: names of chunks and systems that are goals besides.
+    ``project``: that of the system, if it is open already.
     """
-    project = open_project(settings, system)
+    project = project or open_project(settings, system)
     if project.edits:
         project.edits.begin(names)  # git reads the work trees while the definitions are loaded
     graph = project.graph(project.locate(system, Path.cwd()))
