@@ -51,6 +51,7 @@ def test_system_is_certified_if_all_of_it_is_the_same(project: Project) -> None:
     for name in ("one", "two", "small"):
         assert row(done.stdout, name).endswith(" identical")
     assert done.stdout.endswith("small: certified: 3 identical\n")
+    assert "another worker" not in done.stdout, "all are of one machine"
     conditions = "host-name, clock, locale, cpus, directory, file-order"
     if len(os.sched_getaffinity(0)) == 1:
         conditions = conditions.replace("cpus, ", "")

@@ -60,9 +60,10 @@ def report_certificate(
             screen.say(line)
     for line in _conditions(certificate):
         screen.say(line)
-    built = [one for one in certificate.steps if one.first.builder and one.again.builder]
-    if others := sum(one.first.builder != one.again.builder for one in built):
-        screen.say(f"another worker: {others} of {len(built)} steps")
+    if project.settings.controller:  # else all workers have this machine's kernel and processor
+        built = [one for one in certificate.steps if one.first.builder and one.again.builder]
+        if others := sum(one.first.builder != one.again.builder for one in built):
+            screen.say(f"another worker: {others} of {len(built)} steps")
     counts = Counter(_RESULTS[one.verdict] for one in certificate.steps)
     shown = ", ".join(f"{counts[name]} {name}" for name in _RESULTS.values() if counts[name])
     count = len(certificate.steps)
