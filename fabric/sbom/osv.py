@@ -109,19 +109,31 @@ class Index:
 
     def __init__(self, components: Iterable[Component]) -> None:
         self._by_name: dict[tuple[str, str], list[tuple[Component, str]]] = {}
+        self._releases: dict[str, int] = {}  # set of packages -> the newest that a version names
         for one in components:
+            if one.kind == "package":
+                newest = max(self._releases.get(one.within, 0), _update_of(one.version))
+                self._releases[one.within] = newest
             for name, version in _names(one):
                 self._by_name.setdefault(name, []).append((one, version))
 
     def affected(self, vulnerability: Vulnerability) -> list[Component]:
         """The components that a vulnerability affects, each once."""
         found: dict[str, Component] = {}
-        for affected in vulnerability.affected:
-            for name in _named(affected):
-                for one, version in self._by_name.get(name, ()):
-                    if _is_affected(affected, version, name[0]):
-                        found[one.ref] = one
+        given = [(name, one) for one in vulnerability.affected for name in _named(one)]
+        listed = {(name, _release(affected)) for name, affected in given}
+        for name, affected in given:
+            for one, version in self._by_name.get(name, ()):
+                release = self._release_of(one, version)
+                if (name, release) in listed and _is_of_another(affected, version, release):
+                    continue
+                if _is_affected(affected, version, name[0]):
+                    found[one.ref] = one
         return [found[ref] for ref in sorted(found)]
+
+    def _release_of(self, one: Component, version: str) -> int:
+        """The release of Debian that a version names, or others of its set; 0 if none does."""
+        return _update_of(version) or self._releases.get(one.within, 0)
 
 
 def _names(one: Component) -> Iterator[tuple[tuple[str, str], str]]:
@@ -147,6 +159,28 @@ def _named(affected: _Affected) -> Iterator[tuple[str, str]]:
     for repo in {one.repo for one in affected.ranges if one.type == "GIT" and one.repo}:
         with suppress(ValueError):
             yield _key(PackageURL.from_string(repository("x", "", repo, "0")))
+
+
+def _release(affected: _Affected) -> int:
+    """The release of Debian that a record speaks of; 0 if it names none."""
+    kind, _, release = affected.package.ecosystem.partition(":") if affected.package else ("",) * 3
+    return int(release) if kind == "Debian" and release.isdecimal() else 0
+
+
+def _update_of(version: str) -> int:
+    """The release of Debian for which a version was made as an update; 0 if for none."""
+    found = _UPDATE.search(version)
+    return int(found[1]) if found else 0
+
+
+def _is_of_another(affected: _Affected, version: str, release: int) -> bool:
+    """Whether a record speaks of another release of Debian than that of a package.
+
+    An update of 13 may also be in 14 for a while.  So a set of packages with one is of 13 or later,
+    and only a version that names its release itself is surely of no later one.
+    """
+    other = _release(affected)
+    return 0 < other < release or (_update_of(version) > 0 and other > release)
 
 
 def _key(purl: PackageURL) -> tuple[str, str]:
@@ -211,6 +245,8 @@ def _is_version(text: str) -> bool:
 #: Before all versions.
 _FIRST = "0"
 _DEBIAN = re.compile(r"(?:[0-9]+:)?[0-9][A-Za-z0-9.+~-]*")
+#: 1.0-1+deb13u2 and 1.0-1~deb13u2 are updates of Debian 13; 1.0-1+deb13u2~bpo12+1 is not.
+_UPDATE = re.compile(r"[+~]deb([0-9]{1,3})u[0-9.]+(?:\+b[0-9]+)?$")
 _PART = re.compile(
     r"(?P<number>[0-9]{1,18})"
     r"|(?P<early>(?:alpha|beta|cr|dev|milestone|pre|preview|rc|snapshot)(?![a-z])|[abcm](?=[0-9]))"

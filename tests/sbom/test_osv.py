@@ -12,6 +12,7 @@ import sbom_kit as kit
 
 from fabric import bounds
 from fabric.errors import FabricError
+from fabric.sbom import identifiers
 from fabric.sbom.bill import Component
 from fabric.sbom.osv import Index, Vulnerability, read_feed
 
@@ -118,6 +119,48 @@ def test_what_is_no_version_may_be_any(version: str) -> None:
     assert is_affected(version, versions=[version])
     assert not is_affected(version, ranges=[GIT], versions=["1.0"])
     assert not is_affected(version, ranges=[GIT])
+
+
+def package(name: str, version: str) -> Component:
+    purl = identifiers.purl("deb", name, version, "debian")
+    return Component(
+        ref=f"set/{name}", kind="package", name=name, version=version, in_image=True, within="set",
+        purl=purl,
+    )  # fmt: skip
+
+
+#: Version, that of another package of the set, release -> version with the fix, is it affected?
+RELEASES: list[tuple[str, str, dict[str, str], bool]] = [
+    ("1.0-1+deb13u1", "1", {":11": "", ":13": "1.0-1+deb13u1", ":14": "1.2-1"}, False),
+    ("1.0-1+deb13u1+b1", "1", {":13": "1.0-1+deb13u1", ":14": "1.2-1"}, False),
+    ("1.0-1~deb13u1", "1", {":12": "", ":13": "1.0-1~deb13u1"}, False),
+    ("1.0-1+deb13u1", "1", {":12": "0.1", ":13": "1.0-1+deb13u2"}, True),
+    # the record does not say of 13: all may be meant
+    ("1.0-1+deb13u1", "1", {":12": "", ":14": "1.2-1"}, True),
+    # of 13 or later, as the other one
+    ("1.0-1", "2-1+deb13u1", {":12": "", ":13": "1.0-1"}, False),
+    ("1.0-1", "2-1+deb13u1", {":13": "0.9-1+deb13u1", ":14": "1.0-2"}, True),
+    # of any release
+    ("1.0-1", "2-1", {":12": "", ":13": "1.0-1"}, True),
+    ("1.0-1+deb13u1~bpo12+1", "1", {":12": "", ":13": "1.0-1"}, True),
+    ("1.0-1+deb13u1", "1", {"": "", ":13": "1.0-1"}, True),
+    ("1.0-1+deb13u1", "1", {":sid": "", ":13": "1.0-1"}, True),
+]
+
+
+@pytest.mark.parametrize(("version", "other", "fixes", "found"), RELEASES)
+@pytest.mark.parametrize("purl", ["", "pkg:deb/debian/x?arch=source"])
+def test_record_of_another_release_of_debian_does_not_count(
+    version: str, other: str, fixes: dict[str, str], found: bool, purl: str
+) -> None:
+    entries = []
+    for release, fix in fixes.items():
+        events = [ZERO, *([{"fixed": fix}] if fix else [])]
+        about = {"ecosystem": f"Debian{release}", "name": "x", "purl": purl}
+        entries.append({"package": about, "ranges": [{"type": "ECOSYSTEM", "events": events}]})
+    one = msgspec.convert({"id": "A", "affected": entries}, Vulnerability)
+    index = Index([package("x", version), package("y", other)])
+    assert bool(index.affected(one)) == found
 
 
 def affected(root: Path, records: list[dict[str, Any]]) -> dict[str, set[str]]:
