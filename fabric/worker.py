@@ -96,7 +96,7 @@ class Worker:
         self._event_log = EventLog("fabric-worker")
         self._store = store = open_store(settings, said=self._event_log)
         store.prepare()
-        self._substituters = open_substituters(settings)
+        self._substituters = open_substituters(settings, self._event_log)
         sources = open_sources(settings)
         self._exports = sources.exports
         self._trimming: threading.Thread | None = None

@@ -90,18 +90,26 @@ def _run(options: argparse.Namespace) -> None:
             keys.AuthorizedKeys(options.keys).revoke(options.name)
             print(f"{options.name} is not admitted any more")
         case "trust":
-            key = TrustedKeys(options.trusted).trust(options.file, options.name)
+            key = _trusted(options).trust(options.file, options.name)
             print(f"{key.name} is trusted: {key.id}")
         case "trusted":
-            for key in TrustedKeys(options.trusted).all():
+            for key in _trusted(options).all():
                 print(
                     f"{one_line(key.name):20} {'revoked' if key.revoked else 'trusted':8} {key.id}"
                 )
         case "distrust":
-            TrustedKeys(options.trusted).revoke(options.name)
+            _trusted(options).revoke(options.name)
             print(f"{options.name} is trusted no more")
         case "renew":
-            print(f"{TrustedKeys(options.trusted).renew().id} signs from now on")
+            print(f"{_trusted(options).renew().id} signs from now on")
+
+
+def _trusted(options: argparse.Namespace) -> TrustedKeys:
+    return TrustedKeys(options.trusted, _warn)
+
+
+def _warn(text: str) -> None:
+    print(f"fabric-keys: warning: {printable(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

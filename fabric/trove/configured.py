@@ -32,14 +32,14 @@ def open_store(
 ) -> Store:
     """The artifact store; ``scratch`` is for copies of its blobs, by default in the cache.
 
-    ``said`` as for `Store`; by default it is a warning on standard error.
+    ``said`` as for `Store`, also told of unusable keys; by default, it warns on standard error.
     """
     return Store(
         settings.store_url,
         scratch or settings.cache_dir / "tmp",
         ca=_path(settings.artifacts_ca),
         password=_path(settings.artifacts_password),
-        seal=open_seal(settings),
+        seal=open_seal(settings, said),
         said=said,
     )
 
@@ -59,13 +59,16 @@ def open_other_store(settings: Shared, url: str, named: str, password: Path | No
     )
 
 
-def open_substituters(settings: Building) -> Substituters | None:
-    """The stores that are asked before a step is built; None if there are none."""
+def open_substituters(settings: Building, said: Callable[[str], object]) -> Substituters | None:
+    """The stores that are asked before a step is built; None if there are none.
+
+    ``said`` is told of unusable keys.
+    """
     if not settings.substituters:
         return None
     from fabric.trove.artifacts.substituters import Substituters, haste
 
-    seal = open_seal(settings)
+    seal = open_seal(settings, said)
     scratch = settings.cache_dir / "tmp"
     stores = [
         Store(url, scratch, ca=_path(settings.artifacts_ca), seal=seal, named="", haste=haste())
@@ -74,18 +77,21 @@ def open_substituters(settings: Building) -> Substituters | None:
     return Substituters(stores, settings.cache_dir / "substituters")
 
 
-def open_seal(settings: Shared) -> Seal | None:
-    """What signs and checks manifests; None if no keys are trusted."""
+def open_seal(settings: Shared, said: Callable[[str], object] = warn) -> Seal | None:
+    """What signs and checks manifests; None if no keys are trusted.
+
+    ``said`` is told of unusable keys, by default as `warn` does.
+    """
     directory = _path(settings.trusted_keys)
-    return _seal(directory) if directory else None
+    return _seal(directory, said) if directory else None
 
 
 @functools.cache
-def _seal(directory: Path) -> Seal:
+def _seal(directory: Path, said: Callable[[str], object]) -> Seal:
     """The seal of all stores of a program: they remember the same signatures."""
     from fabric.trust.signing import TrustedKeys
 
-    return Seal(TrustedKeys(directory))
+    return Seal(TrustedKeys(directory, said))
 
 
 def open_trove(settings: Shared) -> Trove | None:

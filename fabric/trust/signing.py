@@ -15,7 +15,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,10 @@ REVOKED = "revoked"
 
 class SigningProblem(FabricError):
     """A key of signatures is missing or unusable, or the library is."""
+
+
+class UnusableKey(SigningProblem):
+    """A file is not a public key that can be read."""
 
 
 class PublicKey(NamedTuple):
@@ -75,6 +79,7 @@ class _Read(NamedTuple):
 
     files: tuple[PublicKey, ...]  # a key may have several, with different names
     keys: Mapping[str, PublicKey]  # by id
+    unusable: Mapping[str, str]  # name -> why it cannot be read
     folders: tuple[object, ...]
     until: float  # read them again then
 
@@ -84,10 +89,15 @@ class TrustedKeys:
 
     A file that is changed in its place, or within the same tick of the file system's clock as
     another, leaves no trace in its directory: so all are read again after `AGAIN` seconds.
+
+    A trusted key that is unusable costs only its own signatures.  A revoked one stops all: without
+    it, what it signed could count again.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, warn: Callable[[str], object] = lambda _: None) -> None:
+        """``warn`` is told of each unusable key, again only after the text about it has changed."""
         self.directory = directory
+        self._warn = warn
         self._read: _Read | None = None  # replaced as a whole, since threads share it
 
     def __str__(self) -> str:
@@ -96,13 +106,15 @@ class TrustedKeys:
     def all(self) -> list[PublicKey]:
         """The keys, sorted by name; one with two names is there twice, and revoked in both.
 
-        SigningProblem if one is unusable: to go on without a revoked one would be unsafe.
+        SigningProblem if a revoked one is unusable.
         """
         return sorted(self._now().files, key=lambda one: (one.name, one.revoked))
 
     def named(self, name: str) -> PublicKey:
         """The trusted key of a name.  SigningProblem if there is none, or it is revoked."""
         known = {one.name: one for one in self.all() if not one.revoked}
+        if problem := self._now().unusable.get(name):
+            raise SigningProblem(problem)
         if name not in known:
             raise SigningProblem(
                 f"{self.directory} has no trusted key {name}{suggest(name, known)}"
@@ -112,7 +124,7 @@ class TrustedKeys:
     def by_id(self) -> Mapping[str, PublicKey]:
         """The keys as they are now; the same mapping until they are read again.
 
-        SigningProblem if one is unusable.
+        SigningProblem if a revoked one is unusable.
         """
         return self._now().keys
 
@@ -122,14 +134,19 @@ class TrustedKeys:
         read = self._read
         if read is not None and read.folders == folders and now < read.until:
             return read
-        trusted = _public_keys(self.directory, revoked=False)
-        revoked = _public_keys(self.directory / REVOKED, revoked=True)
-        if len(trusted) + len(revoked) > TRUSTED_KEYS:
+        unusable: dict[str, str] = {}
+        trusted = _public_keys(self.directory, unusable)
+        revoked = _public_keys(self.directory / REVOKED)
+        if len(trusted) + len(unusable) + len(revoked) > TRUSTED_KEYS:
             raise SigningProblem(f"{self.directory} has more than {TRUSTED_KEYS:,} keys")
         gone = {one.id for one in revoked}
         files = tuple(one._replace(revoked=one.id in gone) for one in (*trusted, *revoked))
         keys = {one.id: one for one in files}
-        self._read = read = _Read(files, keys, folders, now + AGAIN)
+        told = self._read.unusable if self._read else {}
+        self._read = read = _Read(files, keys, unusable, folders, now + AGAIN)
+        for name, problem in unusable.items():
+            if told.get(name) != problem:
+                self._warn(f"{problem}: signatures of this key do not count")
         return read
 
     def signer(self) -> Signer:
@@ -199,8 +216,13 @@ class TrustedKeys:
             raise SigningProblem(f"{self.directory}: {error.strerror}") from None
 
     def renew(self) -> Signer:
-        """Sign with a new own key; what the former one signed still counts."""
+        """Sign with a new own key; what the former one signed still counts.
+
+        SigningProblem if the own public key is unusable.
+        """
         own = [one for one in self.all() if one.name == OWN]
+        if problem := self._now().unusable.get(OWN):
+            raise SigningProblem(problem)
         try:
             for one in own:  # it may be revoked, under the name that others have for this machine
                 public = self.directory / f"{OWN}.pub"
@@ -223,7 +245,11 @@ def _changed(directory: Path) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_ino
 
 
-def _public_keys(directory: Path, *, revoked: bool) -> list[PublicKey]:
+def _public_keys(directory: Path, unusable: dict[str, str] | None = None) -> list[PublicKey]:
+    """The trusted keys in a directory, and in ``unusable`` why others cannot be read, by name.
+
+    Without ``unusable``, they are the revoked ones: UnusableKey if one cannot be read.
+    """
     try:
         files = sorted(one for one in directory.iterdir() if one.suffix == ".pub")
     except FileNotFoundError:
@@ -232,7 +258,15 @@ def _public_keys(directory: Path, *, revoked: bool) -> list[PublicKey]:
         raise SigningProblem(
             f"{directory}: the keys of signatures cannot be read: {error.strerror}"
         ) from None
-    return [_read_public(file, file.stem, revoked=revoked) for file in files[: TRUSTED_KEYS + 1]]
+    found = []
+    for file in files[: TRUSTED_KEYS + 1]:
+        try:
+            found.append(_read_public(file, file.stem, revoked=unusable is None))
+        except UnusableKey as problem:
+            if unusable is None:
+                raise
+            unusable[file.stem] = str(problem)
+    return found
 
 
 def _read_public(file: Path, name: str, *, revoked: bool) -> PublicKey:
@@ -240,11 +274,11 @@ def _read_public(file: Path, name: str, *, revoked: bool) -> PublicKey:
     try:
         key = serialization.load_pem_public_key(read_regular(file, SIGNING_KEY_FILE))
     except OSError as error:
-        raise SigningProblem(f"{file}: the key cannot be read: {error.strerror}") from None
+        raise UnusableKey(f"{file}: the key cannot be read: {error.strerror}") from None
     except Exception:  # noqa: BLE001 - the library raises many kinds of errors
         key = None
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise SigningProblem(f"{file} is not a public key of Ed25519 in PEM")
+        raise UnusableKey(f"{file} is not a public key of Ed25519 in PEM")
     return PublicKey(name, _id(key), key, revoked)
 
 

@@ -77,7 +77,7 @@ def test_log_that_somebody_changed_is_not_shown(project: Project, args: tuple[st
     [
         ("own.key", b"no key", 0o600, "own.key is not a private key of Ed25519 in PEM"),
         ("own.key", b"no key", 0o644, "own.key: other users may read this private key: chmod 600"),
-        ("amber.pub", b"no key", 0o644, "amber.pub is not a public key of Ed25519 in PEM"),
+        ("revoked/amber.pub", b"no key", 0o644, "amber.pub is not a public key of Ed25519 in PEM"),
     ],
 )
 def test_unusable_key_ends_a_build_before_it_begins(
@@ -85,7 +85,7 @@ def test_unusable_key_ends_a_build_before_it_begins(
 ) -> None:
     project.write(one="true")
     trusted = tmp_path / "trusted"
-    trusted.mkdir()
+    (trusted / file).parent.mkdir(parents=True)
     (trusted / file).write_bytes(content)
     (trusted / file).chmod(mode)
     done = project.run(
@@ -94,6 +94,27 @@ def test_unusable_key_ends_a_build_before_it_begins(
     assert done.returncode == 1
     assert said in done.stderr
     assert "building" not in done.stdout
+
+
+def test_unusable_key_of_another_is_named_once(project: Project, tmp_path: Path) -> None:
+    project.write(one="true", two=("one", "echo two > $DESTDIR/two"))
+    amber = tmp_path / "amber.pub"
+    amber.write_bytes(b"no key")
+    trusted = {"FABRIC_TRUSTED_KEYS": str(tmp_path)}
+    for done in (
+        project.run("build", "../systems/small.morph", environ=trusted),
+        project.run("verify", "../systems/small.morph", environ=trusted),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("amber.pub") == 1
+        assert (
+            f"warning: {amber} is not a public key of Ed25519 in PEM: signatures of" in done.stderr
+        )
+    demanded = project.run(
+        "verify", "../systems/small.morph", "--countersigned-by", "amber", environ=trusted
+    )
+    assert demanded.returncode == 1
+    assert f"fabric-initiator: {amber} is not a public key of Ed25519 in PEM\n" in demanded.stderr
 
 
 def test_signatures_are_not_loaded_by_who_does_not_use_them(project: Project) -> None:

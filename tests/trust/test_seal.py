@@ -26,7 +26,7 @@ from fabric.trove.artifacts.store import TOLD, Store
 from fabric.trove.artifacts.transfer import copy_steps
 from fabric.trust import envelopes
 from fabric.trust.seal import MANIFEST, Seal, UnsignedError
-from fabric.trust.signing import PublicKey, TrustedKeys
+from fabric.trust.signing import AGAIN, PublicKey, SigningProblem, TrustedKeys
 
 
 class Machine:
@@ -227,6 +227,35 @@ def test_untrusted_manifest_is_absent_and_replaced(
     here.store.put(manifest, files)
     assert here.store.manifest(key(1)) == manifest
     assert here.store.has([key(1)]) == {key(1)}
+
+
+def test_unusable_key_costs_only_what_it_signed(
+    tmp_path: Path, here: Machine, there: Machine
+) -> None:
+    here.trust(there, "there")
+    here.store.put(*step(1))
+    there.store.put(*step(2))
+    assert here.store.has([key(1), key(2)]) == {key(1), key(2)}
+    public = here.keys.directory / "there.pub"
+    content = public.read_bytes()
+    public.write_bytes(b"no key")
+    time.sleep(AGAIN)
+    assert here.store.has([key(1), key(2)]) == {key(1)}
+    assert here.store.manifest(key(2)) is None
+    [told] = here.said
+    assert "it is signed with the unknown key" in told
+    here.store.put(*step(3))
+    assert here.store.has([key(3)]) == {key(3)}
+
+    public.write_bytes(content)
+    time.sleep(AGAIN)
+    assert here.store.has([key(2)]) == {key(2)}
+    here.keys.revoke("there")
+    [revoked] = (tmp_path / "here/revoked").iterdir()
+    revoked.write_bytes(b"no key")
+    time.sleep(AGAIN)
+    with pytest.raises(SigningProblem, match="is not a public key of Ed25519 in PEM"):
+        here.store.has([key(1)])
 
 
 def test_trusted_manifest_is_not_replaced(here: Machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fabric import bounds
 from fabric.controller import keytool
@@ -105,14 +108,21 @@ def test_keys_are_trusted_revoked_and_renewed(
     assert keys.signer().id not in (first, second)
 
 
-def test_renewing_beside_an_unusable_key_keeps_the_own_one(tmp_path: Path) -> None:
+def test_unusable_key_stops_renewing_only_if_it_is_the_own_one(tmp_path: Path) -> None:
     keys = TrustedKeys(tmp_path)
     first = keys.signer().id
     (tmp_path / "amber.pub").write_bytes(b"no key")
-    with pytest.raises(SigningProblem, match=r"amber\.pub is not a public key"):
+    second = keys.renew().id
+    assert second != first
+    assert keys.named(f"own-{first[:12]}").id == first
+    (tmp_path / "own.pub").write_bytes(b"no key")
+    keys = TrustedKeys(tmp_path)
+    with pytest.raises(SigningProblem, match=r"own\.pub is not a public key of Ed25519 in PEM"):
         keys.renew()
-    (tmp_path / "amber.pub").unlink()
-    assert keys.signer().id == first
+    with pytest.raises(SigningProblem, match=r"own\.pub is not the public key of own\.key"):
+        keys.signer()
+    (tmp_path / "own.pub").unlink()
+    assert keys.signer().id == second
 
 
 def test_own_key_may_have_another_name_too(tmp_path: Path) -> None:
@@ -158,13 +168,58 @@ def test_only_the_key_is_copied_from_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "trusted/amber.pub").read_bytes() == only
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no key", b"\xff" * 100, b"-----BEGIN PUBLIC KEY-----\n"]
-)
-def test_unusable_key_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
-    """A key that may be revoked cannot be left out."""
-    (tmp_path / "amber.pub").write_bytes(content)
-    with pytest.raises(SigningProblem, match=r"amber\.pub is not a public key of Ed25519 in PEM"):
+def _of_another_kind() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    kind = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, kind)
+
+
+UNUSABLE = [b"", b"no key", b"\xff" * 100, b"-----BEGIN PUBLIC KEY-----\n", _of_another_kind()]
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
+def test_unusable_key_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    said: list[str] = []
+    keys = TrustedKeys(tmp_path / "trusted", said.append)
+    signer = keys.signer()
+    keys.trust(public(tmp_path, "blue"))
+    amber = keys.directory / "amber.pub"
+    amber.write_bytes(content)
+    for _ in range(2):
+        assert [one.name for one in keys.all()] == ["blue", "own"]
+        assert keys.signer().id == signer.id
+        time.sleep(signing.AGAIN)
+    problem = f"{amber} is not a public key of Ed25519 in PEM"
+    warning = f"{problem}: signatures of this key do not count"
+    assert said == [warning], "once"
+    with pytest.raises(SigningProblem, match=re.escape(problem)):
+        keys.named("amber")
+    with pytest.raises(SigningProblem, match=re.escape(problem)):
+        keys.revoke("amber")
+    assert keytool.main(["trusted", "--trusted", str(keys.directory)]) == 0
+    assert capsys.readouterr().err == f"fabric-keys: warning: {warning}\n"
+    amber.unlink()
+    assert len(keys.all()) == 2
+    amber.write_bytes(content)
+    time.sleep(signing.AGAIN)
+    assert len(keys.all()) == 2
+    assert said == [warning] * 2, "it was usable in between"
+    keys.trust(public(tmp_path, "amber"))
+    assert [one.name for one in keys.all()] == ["amber", "blue", "own"]
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
+def test_unusable_revoked_key_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    """Without it, what it signed could count again."""
+    keys = TrustedKeys(tmp_path)
+    keys.signer()
+    keys.trust(public(tmp_path / "others", "amber"))
+    keys.revoke("amber")
+    [revoked] = (tmp_path / "revoked").iterdir()
+    revoked.write_bytes(content)
+    with pytest.raises(SigningProblem, match=f"{revoked} is not a public key of Ed25519 in PEM"):
         TrustedKeys(tmp_path).all()
 
 
@@ -236,15 +291,19 @@ def test_directory_that_cannot_be_listed_is_an_error(tmp_path: Path, folder: str
 @pytest.mark.bound("SIGNING_KEY_FILE")
 def test_large_file_is_no_key(tmp_path: Path) -> None:
     (tmp_path / "amber.pub").write_bytes(b" " * (bounds.SIGNING_KEY_FILE + 1))
+    keys = TrustedKeys(tmp_path)
+    assert keys.all() == []
     with pytest.raises(SigningProblem, match="more than 4,096 bytes"):
-        TrustedKeys(tmp_path).all()
+        keys.named("amber")
 
 
 @pytest.mark.bound("TRUSTED_KEYS")
 def test_too_many_keys_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signing, "TRUSTED_KEYS", 2)
-    for name in "abc":
+    for name in "ab":
         public(tmp_path, name)
+    assert len(TrustedKeys(tmp_path).all()) == 2
+    (tmp_path / "c.pub").write_bytes(b"no key")
     with pytest.raises(SigningProblem, match="more than 2 keys"):
         TrustedKeys(tmp_path).all()
 
