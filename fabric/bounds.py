@@ -684,6 +684,13 @@ MANIFEST = _bound(
 SIGNATURES = _bound(
     "SIGNATURES", 16, "signatures", "the signatures of a manifest", "it counts as damaged"
 )
+NAMELESS_SIGNATURES = _bound(
+    "NAMELESS_SIGNATURES",
+    4,
+    "signatures",
+    "the signatures of a manifest without the id of a key: each is tried with all trusted keys",
+    "it counts as damaged",
+)
 SIGNATURE = _bound(
     "SIGNATURE",
     4 * KIB,

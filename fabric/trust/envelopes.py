@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from fabric.bounds import SIGNATURE, SIGNATURES
+from fabric.bounds import NAMELESS_SIGNATURES, SIGNATURE, SIGNATURES
 
 _Text = Annotated[str, Meta(max_length=SIGNATURE)]
 
@@ -54,6 +54,8 @@ def decode(data: bytes) -> Envelope:
         raise ValueError("it is nested too deeply") from None
     if len(envelope.signatures) > SIGNATURES:
         raise ValueError(f"it has more than {SIGNATURES} signatures")
+    if sum(not one.keyid for one in envelope.signatures) > NAMELESS_SIGNATURES:
+        raise ValueError(f"it has more than {NAMELESS_SIGNATURES} signatures without a key's id")
     return envelope
 
 

@@ -80,7 +80,8 @@ class Seal:
         found = {
             key.id: key
             for one in envelope.signatures
-            if (key := keys.get(one.keyid)) and self._is_right(key, envelopes.raw(one), signed)
+            for key in _may_have_made(one, keys)
+            if self._is_right(key, envelopes.raw(one), signed)
         }
         by = list(found.values())
         _judge(envelope, by, keys, self._keys)
@@ -108,6 +109,14 @@ class Seal:
             _demand_unrevoked((keys[id] for id in wanted if id in keys), "its contents are")
 
 
+def _may_have_made(signature: Signature, keys: Mapping[str, PublicKey]) -> Iterable[PublicKey]:
+    """The key that a signature names; all keys if it names none, as other tools' may."""
+    if not signature.keyid:
+        return keys.values()
+    key = keys.get(signature.keyid)
+    return () if key is None else (key,)
+
+
 def _seen(id: str, signature: bytes, signed: bytes) -> bytes:
     """A digest of who signed what, and how."""
     return hashlib.sha256(b"%b %b %b" % (id.encode(), signature.hex().encode(), signed)).digest()
@@ -124,7 +133,10 @@ def _judge(
     known = [key.name for one in envelope.signatures if (key := keys.get(one.keyid))]
     if known:
         raise UnsignedError(f"its signature of {known[0]} is wrong: somebody has changed it")
-    ids = one_line(", ".join(one.keyid[:12] for one in envelope.signatures[:3]))
+    named = [one.keyid[:12] for one in envelope.signatures if one.keyid]
+    if not named:
+        raise UnsignedError(f"it is signed without the id of a key, and by none in {where}")
+    ids = one_line(", ".join(named[:3]))
     raise UnsignedError(f"it is signed with the unknown key {ids}, and {where} has no such key")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -278,6 +279,27 @@ def test_old_manifest_does_not_count_under_another_key(tmp_path: Path, here: Mac
     assert here.store.signers(other) == [], "the store has another"
 
 
+@pytest.mark.parametrize("named", [{}, {"keyid": ""}], ids=["unset", "empty"])
+def test_signature_without_the_id_of_a_key_counts_if_a_trusted_key_made_it(
+    tmp_path: Path, here: Machine, there: Machine, named: dict[str, str]
+) -> None:
+    there.store.put(*step(1))
+
+    def forget(content: dict[str, Any]) -> None:
+        content["signatures"] = [{"sig": one["sig"], **named} for one in content["signatures"]]
+
+    _changed(tmp_path, forget)
+    assert here.store.manifest(key(1)) is None
+    [told] = here.said
+    assert f"absent: it is signed without the id of a key, and by none in {here.keys}" in told
+    here.trust(there, "there")
+    assert here.store.manifest(key(1)) == step(1)[0]
+    assert [one.name for one in here.store.signers(step(1)[0])] == ["there"]
+    here.keys.revoke("there")
+    assert here.store.manifest(key(1)) is None
+    assert "which is revoked" in here.said[-1]
+
+
 def test_envelope_of_another_type_does_not_count(tmp_path: Path, here: Machine) -> None:
     """A signature of something else is not one of a manifest."""
     here.store.put(*step(1))
@@ -314,6 +336,19 @@ def test_envelope_with_too_many_signatures_is_damaged(tmp_path: Path, here: Mach
     more = bounds.SIGNATURES + 1
     _changed(tmp_path, lambda content: content.update(signatures=content["signatures"] * more))  # type: ignore[operator]
     with pytest.raises(DamagedError, match="more than 16 signatures"):
+        here.store.manifest(key(1))
+
+
+@pytest.mark.bound("NAMELESS_SIGNATURES")
+def test_envelope_with_too_many_nameless_signatures_is_damaged(
+    tmp_path: Path, here: Machine
+) -> None:
+    here.store.put(*step(1))
+    nameless = [{"sig": "AAAA"}] * bounds.NAMELESS_SIGNATURES
+    _changed(tmp_path, lambda content: content["signatures"].extend(nameless))  # type: ignore[attr-defined]
+    assert here.store.has([key(1)]) == {key(1)}
+    _changed(tmp_path, lambda content: content["signatures"].append(nameless[0]))  # type: ignore[attr-defined]
+    with pytest.raises(DamagedError, match="more than 4 signatures without a key's id"):
         here.store.manifest(key(1))
 
 
