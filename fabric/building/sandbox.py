@@ -31,6 +31,7 @@ from fabric.building.log import Log
 from fabric.errors import BuildFailed, MachineFault
 from fabric.host.cancel import TICK, CancelToken
 from fabric.host.files import walk
+from fabric.host.process import pass_niceness_on
 
 #: Capabilities that root needs to install software, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
@@ -308,7 +309,7 @@ def _watch(
         end.register(handle, select.POLLIN)
         news.register(handle, select.POLLIN)
         news.register(output, select.POLLIN)
-        grown = 0
+        grown, niced = 0, False
         while process.poll() is None:
             printed = any(fd == output for fd, _ in news.poll(TICK * 1000))
             if printed:
@@ -319,6 +320,8 @@ def _watch(
                     news.unregister(output)
                 grown = log.size() - size
             progress.catch_up()
+            if not niced and progress.started and progress.child is not None:
+                niced = pass_niceness_on(progress.child)
             look()
             cancel.check()
             limits.check(progress.list)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric import bounds
@@ -43,6 +44,23 @@ def more_descriptors() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return soft
+
+
+def pass_niceness_on(leader: int) -> bool:
+    """Make a session as nice as this process; False if that has to be tried again.
+
+    Where the kernel shares processors among sessions first (`sched_autogroup`), the niceness of a
+    process counts only within its session.
+    """
+    own = os.getpriority(os.PRIO_PROCESS, os.getpid())  # 0 is this thread, which may be nicer
+    if own > 0:
+        try:
+            Path(f"/proc/{leader}/autogroup").write_text(str(own))
+        except BlockingIOError:  # the kernel allows it to users ten times a second
+            return False
+        except OSError:  # it has no such sessions, or this one has ended
+            pass
+    return True
 
 
 def kill_session(leader: int) -> None:
