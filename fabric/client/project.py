@@ -185,7 +185,8 @@ class Project:
             return None
         from fabric.client.edits import Edits
 
-        return Edits(self.settings, self.root)
+        edits = Edits(self.settings, self.root)
+        return edits if edits.by_name else None
 
     def unpinned(self, graph: Graph, goals: Iterable[str] = ()) -> list[str]:
         """The sources of the goals whose content the definitions do not pin."""

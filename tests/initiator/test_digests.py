@@ -78,6 +78,14 @@ def test_digests_of_steps_that_are_gone(project: Project) -> None:
     assert "lacks one; build with an empty --cache" in done.stderr
 
 
+def test_digests_are_written_after_the_last_edit_ended(project: Project) -> None:
+    project.write(one=SHARE.format("one"))
+    assert project.run("edit", "one").returncode == 0
+    assert project.run("edit", "--close", "one").returncode == 0
+    done = project.build("--write-digests")
+    assert done.returncode == 0, done.stderr
+
+
 def test_digests_that_cannot_be_used_are_refused_before_the_build(project: Project) -> None:
     project.write(one=SHARE.format("one"))
     done = project.build("--check-digests")
