@@ -151,6 +151,14 @@ execution-system: setup-test ## build the example system on an execution engine,
 bench: setup-test ## run the benchmarks: ratios against something measured in the same run
 	@for bench in $(filter-out %_kit.py %_least.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
+TOOLCHAIN := systems/toolchain-again-x86_64.morph
+.PHONY: certify-toolchain
+certify-toolchain: setup ## build the toolchain from source, then by itself, and compare: many hours
+	$(BIN)/fabric-initiator build $(TOOLCHAIN)
+	$(BIN)/fabric-initiator show $(TOOLCHAIN) --json | $(BIN)/python tests/systems/again.py
+	$(BIN)/fabric-initiator checkout $(TOOLCHAIN) --to build/toolchain --force
+	$(BIN)/python tests/systems/leaks.py build/toolchain
+
 ##@ Maintain
 
 .PHONY: digests
