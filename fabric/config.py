@@ -431,7 +431,7 @@ def _check_names(kind: type[S], values: Mapping[str, object], path: Path) -> Non
 _NATIVE = {
     "x86_64": ("x86_64", "x86_32"),
     "i686": ("x86_32",),
-    "aarch64": ("armv8l64",),
+    "aarch64": ("aarch64", "armv8l64"),
     "aarch64_be": ("armv8b64",),
     "armv7l": ("armv7l", "armv7lhf", "armv5l"),
     "armv7b": ("armv7b",),

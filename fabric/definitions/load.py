@@ -185,7 +185,7 @@ class Loader:
                 message = f"system {system.name}: more than {bounds.STRATA:,} strata"
                 self.findings.error(path, system.line, message)
                 return None
-            stratum = self._stratum(reference.path, referrer, reference.line, what)
+            stratum = self._stratum(reference.path, referrer, reference.line, what, system.arch)
             if stratum is not None:
                 strata[reference.path] = stratum
                 what = f"stratum {stratum.name}"
@@ -198,11 +198,13 @@ class Loader:
         whole = len(strata) == len(tried)
         return Loaded(system, strata, self.chunks, self.defaults, self.version, whole)
 
-    def _stratum(self, path: str, referrer: str, line: int, what: str) -> StratumMorph | None:
+    def _stratum(
+        self, path: str, referrer: str, line: int, what: str, arch: str
+    ) -> StratumMorph | None:
         given = self.files.get(path, "stratum", referrer, line, what)
         if given is None:
             return None
-        stratum = stratum_morph(Fields(path, self.findings), given, self.version)
+        stratum = stratum_morph(Fields(path, self.findings), given, self.version, arch)
         for spec in stratum.chunks:
             if spec.morph is not None and spec.morph.path:
                 self.chunk(spec.morph.path, path, spec.morph.line, f"chunk {spec.name}")

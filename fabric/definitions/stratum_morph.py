@@ -8,12 +8,15 @@ Existing definitions rely on these rules:
 - A chunk's ``repo`` defaults to its name.
 - ``unpetrify-ref`` is a remark and may have any value.
 - ``repo`` and ``ref`` in an entry of ``build-depends`` are ignored with a warning.
+- Fields for an architecture, in ``arch``, replace those of the chunk in systems for it.
 - An ``alias`` does not allow two chunks of one name: dependencies and artifacts use names.
 """
 
 from __future__ import annotations
 
 from typing import cast
+
+import msgspec
 
 from fabric.definitions.chunk_morph import imported
 from fabric.definitions.fields import Fields, listing
@@ -29,6 +32,7 @@ from fabric.definitions.morphs import (
     products,
     reference,
 )
+from fabric.definitions.system_morph import ARCHITECTURES, similar
 from fabric.definitions.walk import cycles
 from fabric.errors import suggest
 
@@ -50,6 +54,12 @@ DEPENDENCY: Fieldset = {
 ELSEWHERE: Fieldset = {
     "stratum": ("path, required", "the morph of another stratum"),
     "chunks": ("list of names", "chunks of it that the build needs; default: all"),
+}
+#: Fields that may differ between architectures.
+FOR_ARCH: Fieldset = {
+    "repo": ("text", "instead of the chunk's own"),
+    "ref": ("text", "instead of the chunk's own"),
+    "morph": ("path", "instead of the chunk's own `morph` or `build-system`"),
 }
 _SPEC: Fieldset = {
     "name": ("name, required", "the name of the chunk"),
@@ -78,6 +88,7 @@ _SPEC: Fieldset = {
         " strata; with a mapping, the stratum's own `build-depends` does not apply to the chunk",
     ),
     "artifacts": ("mapping", "chunk artifact -> the stratum artifact that takes it"),
+    "arch": ("mapping", "architecture -> the fields that differ in systems for it"),
     "alias": ("name", "accepted, and without effect"),
 }
 SPEC = _SPEC | {
@@ -89,8 +100,11 @@ SPEC = _SPEC | {
 _MODES = ("staging", "import", "bootstrap", "test")
 
 
-def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
-    """The stratum morph in ``given``; mistakes are reported to ``fields``."""
+def stratum(fields: Fields, given: Map, version: int, arch: str) -> StratumMorph:
+    """The stratum morph in ``given``, as systems for an architecture have it.
+
+    Mistakes are reported to ``fields``, also those in what is for other architectures.
+    """
     name = fields.name(given, "name", "stratum")
     what = f"stratum {name}".rstrip()
     fields.known(given, what, STRATUM)
@@ -98,7 +112,7 @@ def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
     for line, item in fields.items(given, "chunks", what):
         entry = fields.mapping(item, line, f"{what}: an entry of 'chunks'")
         if entry is not None:
-            specs.append(_spec(fields, entry, version))
+            specs.append(_spec(fields, entry, version, arch))
     if not given.get("chunks"):
         line = given.lines.get("chunks", given.line)
         fields.report(line, f"{what} has no chunks: list at least one in 'chunks'")
@@ -167,7 +181,7 @@ def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
         )
 
 
-def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
+def _spec(fields: Fields, given: Map, version: int, arch: str) -> ChunkSpec:
     name = fields.name(given, "name", "chunk")
     what = f"chunk {name}".rstrip()
     if not given.keys() <= _SPEC.keys():
@@ -197,7 +211,7 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
             f"{what} does not say how it is built: name a 'build-system', or its file as 'morph'",
         )
     depends, elsewhere = _needs(fields, given, what)
-    return ChunkSpec(
+    spec = ChunkSpec(
         line=given.line,
         name=name,
         repo=fields.source(given, "repo", what, name),
@@ -214,6 +228,35 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
         unpetrify_ref=str(given.get("unpetrify-ref", ""))[:80],
         lines=given.lines,
     )
+    return _for_arch(fields, given, what, arch, spec) if "arch" in given else spec
+
+
+def _for_arch(fields: Fields, given: Map, what: str, arch: str, spec: ChunkSpec) -> ChunkSpec:
+    """The chunk as systems for an architecture have it."""
+    table = fields.mapping(given["arch"], given.lines["arch"], f"{what}: 'arch'")
+    if table is None:
+        return spec
+    found = spec
+    for one, value in table.items():
+        line = table.lines[one]
+        if one not in ARCHITECTURES:
+            hint = similar(one) or f"; known are {listing(sorted(ARCHITECTURES))}"
+            fields.report(line, f"{what}: unknown architecture {one!r}{hint}")
+        inside = f"{what}: arch {one}"
+        entry = fields.mapping(value, line, inside)
+        if entry is None:
+            continue
+        fields.known(entry, inside, FOR_ARCH)
+        other = msgspec.structs.replace(spec, lines={**spec.lines, **entry.lines})
+        if "repo" in entry:
+            other.repo = fields.source(entry, "repo", inside)
+        if "ref" in entry:
+            other.ref = fields.source(entry, "ref", inside)
+        if "morph" in entry:
+            other.morph, other.build_system = reference(fields, entry, inside), ""
+        if one == arch:
+            found = other
+    return found
 
 
 def _needs(fields: Fields, given: Map, what: str) -> tuple[tuple[str, ...], tuple[Elsewhere, ...]]:

@@ -3,6 +3,7 @@
 Existing definitions rely on these rules:
 
 - ``arch: armv7`` means ``armv7l``.
+- ``armv8l64`` is Baserock's name of ``aarch64``: commands may test ``$MORPH_ARCH`` for it.
 - ``repo`` and ``ref`` in an entry of ``strata`` are ignored with a warning.
 - A name that is not an artifact of the stratum is ignored with a warning, unless it looks like a
   typo.
@@ -17,13 +18,13 @@ from fabric.definitions.morphs import COMMON, Fieldset, StrataEntry, SystemMorph
 from fabric.errors import suggest
 
 ARCHITECTURES = frozenset({
-    "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
-    "mips32l", "mips32b", "mips64l", "mips64b", "testarch",
+    "aarch64", "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32",
+    "x86_64", "ppc64", "mips32l", "mips32b", "mips64l", "mips64b", "testarch",
 })  # fmt: skip
 #: Names of architectures elsewhere -> ours.
 _ELSEWHERE = {
     "amd64": "x86_64", "x64": "x86_64", "i386": "x86_32", "i586": "x86_32", "i686": "x86_32",
-    "x86": "x86_32", "aarch64": "armv8l64", "arm64": "armv8l64", "aarch64_be": "armv8b64",
+    "x86": "x86_32", "arm64": "aarch64", "aarch64_be": "armv8b64",
     "armhf": "armv7lhf", "armel": "armv5l", "mipsel": "mips32l", "mips": "mips32b",
     "mips64el": "mips64l", "mips64": "mips64b", "powerpc64": "ppc64",
 }  # fmt: skip

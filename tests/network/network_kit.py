@@ -237,7 +237,9 @@ class Farm:
         self.broker_config.write_text(text + f"port = {self.port}\nlease = 4.0\n")
         return self._daemon("broker", self.broker_config, inside=inside)
 
-    def worker(self, name: str, slots: int = 1, jobs: int = 1, **settings: str) -> Program:
+    def worker(
+        self, name: str, slots: int = 1, jobs: int = 1, **settings: str | list[str]
+    ) -> Program:
         """Start a worker; makes its key, and its settings, if it is new."""
         home = self.root / name
         config = home / "worker.toml"
@@ -254,7 +256,7 @@ class Farm:
                 **self.trust(name),
                 **settings,
             }
-            text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
+            text = "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
             text += f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n"
             config.write_text(f"{text}substituters = {self.substituters}\n")
         return self._daemon("worker", config, name)
