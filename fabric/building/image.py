@@ -60,6 +60,7 @@ def make_image(
     hostname: str | None = None,
     files: Mapping[str, File] | None = None,
     kernel_args: str = KERNEL_ARGUMENTS,
+    loader: bool = True,
     format: Literal["raw", "qcow2"] = "raw",
     force: bool = False,
     progress: Progress = silent,
@@ -70,13 +71,14 @@ def make_image(
     path, before the first boot, and ``hostname`` is one more of them.  The kernel is
     /boot/vmlinuz, else the newest /boot/vmlinuz-VERSION, with the initrd of its version if there
     is one; without one it must have the disk's driver and ext4 built in.  ``kernel_args`` follow
-    ``root=... rw`` on its command line.
+    ``root=... rw`` on its command line.  Without ``loader``, the disk has no boot loader: whatever
+    starts the machine needs the kernel and its command line.
 
     The image appears under its name only when it is whole, with mode 0600, since it contains files
     that only root of the system may read.  ImageError if ``to`` exists (unless ``force``), if the
     disk is too small (the error has the size needed) or full, or if a tool is missing.
     """
-    check_tools(*(["qemu-img"] if format == "qcow2" else []))
+    check_tools(loader=loader, qcow2=format == "qcow2")
     _refuse_existing(to, force)
     if not re.fullmatch(r"[\w.+-]{1,16}", label, re.ASCII):
         raise ImageError(f"label {label!r}: 1 to 16 letters, digits, and . _ + -")
@@ -86,12 +88,12 @@ def make_image(
     with _scratch(to) as scratch:
         progress("reading the files of the system")
         found = survey(rootfs, scratch)
-        disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args)
+        disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args, loader=loader)
         image = scratch / "disk.raw"
         disk.write_table(image)
         progress(f"writing the root filesystem, {found.entries} files and folders")
         disk.write_root(rootfs, image, scratch)
-        progress(f"installing the boot loader and {disk.kernel}")
+        progress(f"installing {'the boot loader and ' if loader else ''}{disk.kernel}")
         disk.write_boot(image, scratch)
         run(scratch, "fallocate", "--dig-holes", image.name)
         if format == "qcow2":

@@ -1,7 +1,8 @@
 """Lays out the disk of an image, and runs the tools that write it.
 
 The disk has an MBR and two partitions: a small FAT16 with syslinux, kernel and initrd, and an ext4
-with the root filesystem.
+with the root filesystem.  Only machines of x86 can run syslinux: a disk for others has no boot
+loader, and a virtual machine gets the kernel and its command line otherwise.
 """
 
 from __future__ import annotations
@@ -70,11 +71,19 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     initrd: str  # its path in the system, or ""
     boot: tuple[tuple[str, Path], ...]  # name on the boot partition, a copy of the file
     more_arguments: str
+    loader: bool  # whether it has a boot loader
     placed: Mapping[str, File]  # laid over the system
 
     @classmethod
     def plan(
-        cls, found: Survey, placed: Mapping[str, File], size: int, label: str, arguments: str
+        cls,
+        found: Survey,
+        placed: Mapping[str, File],
+        size: int,
+        label: str,
+        arguments: str,
+        *,
+        loader: bool,
     ) -> Disk:
         """Choose a kernel and lay out the disk.  ImageError: no kernel, or a disk too small or
         too large.
@@ -114,6 +123,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
             initrd=f"/{initrd}" if initrd else "",
             boot=tuple(boot),
             more_arguments=arguments,
+            loader=loader,
             placed=placed,
         )
 
@@ -134,14 +144,16 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         return f"root={root} rw {self.more_arguments}".strip()
 
     def write_table(self, image: Path) -> None:
-        """A new file: the empty disk with its boot code and partition table."""
+        """A new file: the empty disk with its partition table, and boot code if any."""
 
         def entry(active: int, kind: int, offset: int, size: int) -> bytes:
             far = b"\xfe\xff\xff"  # cylinders and heads: out of range
             first, count = offset // _SECTOR, size // _SECTOR
             return struct.pack("<B3sB3sII", active, far, kind, far, first, count)
 
-        code = next(path for path in _MBR_CODE if path.exists()).read_bytes()
+        code = b""
+        if self.loader:
+            code = next(path for path in _MBR_CODE if path.exists()).read_bytes()
         table = entry(0x80, 0x0E, _START, self.boot_size)
         table += entry(0, 0x83, self.root_offset, self.root_size)
         with private_file(image) as disk:
@@ -188,7 +200,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
                 raise self._explain(complaints.read().strip())
 
     def write_boot(self, image: Path, scratch: Path) -> None:
-        """The boot partition: FAT16, syslinux, kernel, initrd."""
+        """The boot partition: FAT16, boot loader, kernel, initrd."""
         config = scratch / "syslinux.cfg"
         lines = ["SERIAL 0 115200", "DEFAULT linux", "PROMPT 0", "LABEL linux", " LINUX vmlinuz"]
         lines += [" INITRD initrd.img"] if self.initrd else []
@@ -199,8 +211,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         make += ["-i", self.identity[8:16], "--offset", str(_START // _SECTOR)]
         make += ["-h", str(_START // _SECTOR), image.name, str(self.boot_size // 1024)]
         run(scratch, *make)
-        run(scratch, "syslinux", "--install", "--offset", str(_START), image.name)
-        for name, file in (*self.boot, ("syslinux.cfg", config)):
+        files = list(self.boot)
+        if self.loader:
+            run(scratch, "syslinux", "--install", "--offset", str(_START), image.name)
+            files.append(("syslinux.cfg", config))
+        for name, file in files:
             os.utime(file, (EPOCH, EPOCH))
             run(scratch, "mcopy", "-m", "-i", f"{image.name}@@{_START}", file.name, f"::{name}")
 
@@ -235,11 +250,12 @@ def choose_kernel(found: Survey) -> tuple[str, str]:
     return kernel, ""
 
 
-def check_tools(*more: str) -> None:
+def check_tools(*, loader: bool, qcow2: bool) -> None:
     """ImageError, with the Debian packages to install, if a tool is missing."""
-    tools = [tool for tool in _PACKAGES if tool != "qemu-img" or tool in more]
+    unused = {"syslinux": not loader, "qemu-img": not qcow2}
+    tools = [tool for tool in _PACKAGES if not unused.get(tool)]
     missing = {_PACKAGES[tool]: tool for tool in tools if shutil.which(tool, path=_PATH) is None}
-    if not any(path.exists() for path in _MBR_CODE):
+    if loader and not any(path.exists() for path in _MBR_CODE):
         missing["syslinux-common"] = "mbr.bin"
     if missing:
         raise ImageError(

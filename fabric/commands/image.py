@@ -29,6 +29,11 @@ from fabric.host.terminal import progress
 from fabric.plan import Plan
 
 _FORMATS = ("raw", "qcow2", "tar")
+#: Architectures whose machines the boot loader of images can start.
+_LOADED = ("x86_64", "x86_32")
+#: Architecture -> QEMU's program for it, and a machine with virtio devices.
+_MACHINES = {"aarch64": "qemu-system-aarch64 -M virt -cpu cortex-a57"}
+_MACHINES["armv8l64"] = _MACHINES["aarch64"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,11 +80,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
-    rootfs = _archive(settings, options.system, locked=options.locked)
+    rootfs, arch = _archive(settings, options.system, locked=options.locked)
     files = files_of(options.manifest, options.files, read_variables(options.variables))
     for system, path in options.subsystem:
         files[f"/{path.strip('/')}"] = _inner(
-            _archive(settings, system, locked=options.locked), path
+            _archive(settings, system, locked=options.locked)[0], path
         )
     to, sbom = Path(options.to), options.sbom
     for file in (to, sbom):
@@ -105,6 +110,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             _print_sbom(sbom)
         return 0
     kind: Literal["raw", "qcow2"] = "qcow2" if form == "qcow2" else "raw"
+    loader = arch in _LOADED
+    consoles = KERNEL_ARGUMENTS if loader else ""  # elsewhere, the firmware names the console
     image = make_image(
         rootfs,
         to,
@@ -112,7 +119,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         label=options.label,
         hostname=options.hostname,
         files=files,
-        kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
+        kernel_args=f"{consoles} {options.kernel_args}".strip(),
+        loader=loader,
         format=kind,
         force=options.force,
         progress=progress,
@@ -128,10 +136,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         _print_sbom(sbom)
         file = str(to).replace(",", ",,")  # QEMU's escape
         drive = shlex.quote(f"file={file},format={kind},if=virtio")
-        print(
-            "  try it  qemu-system-x86_64 -m 512 -nographic -nic user,model=virtio-net-pci"
-            f" -drive {drive}"
-        )
+        machine = _MACHINES.get(arch, "qemu-system-x86_64")
+        if not loader:
+            print(f"  kernel  {image.kernel}, started with: {image.arguments}")
+            machine += f" -kernel vmlinuz -append {shlex.quote(image.arguments)}"
+            if kind == "raw":
+                machine = f"mcopy -i {shlex.quote(f'{to}@@1M')} ::vmlinuz vmlinuz && {machine}"
+        if loader or arch in _MACHINES:
+            print(
+                f"  try it  {machine} -m 512 -nographic -nic user,model=virtio-net-pci"
+                f" -drive {drive}"
+            )
     return 0
 
 
@@ -155,11 +170,11 @@ def _print_sbom(to: Path | None) -> None:
         print(f"  sbom    {to}")
 
 
-def _archive(settings: Settings, system: str, *, locked: bool) -> Path:
-    """A built system's tar.zst."""
+def _archive(settings: Settings, system: str, *, locked: bool) -> tuple[Path, str]:
+    """A built system's tar.zst, and its architecture."""
     project, plan = open_built(settings, system, [], locked=locked)
     with healing(project, plan):
-        return _rootfs(project, plan, system)
+        return _rootfs(project, plan, system), plan.graph.arch
 
 
 def _rootfs(project: Project, plan: Plan, system: str) -> Path:

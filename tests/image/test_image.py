@@ -333,6 +333,16 @@ def test_image_boots_a_linked_kernel_without_an_initrd(make: Callable[..., Image
     assert image.arguments.startswith(f"root=PARTUUID={signature:08x}-02 rw ")
 
 
+def test_image_without_a_boot_loader_has_the_kernel_alone(make: Callable[..., Image]) -> None:
+    image = make(small(), loader=False, kernel_args="")
+    assert image.arguments.startswith("root=PARTUUID=")
+    assert image.arguments.endswith("-02 rw")
+    assert image.path.read_bytes()[:440] == bytes(440)
+    command = ["mdir", "-a", "-b", "-i", f"{image.path}@@1M", "::"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert listed.split() == ["::/vmlinuz"]
+
+
 def test_image_of_a_system_without_a_kernel_fails(make: Callable[..., Image]) -> None:
     with pytest.raises(ImageError, match="no kernel"):
         make(Archive().folder("boot").symlink("boot/vmlinuz", "/elsewhere"))
