@@ -241,6 +241,7 @@ def morph_fields() -> str:
         "An entry of a stratum's `build-depends`": stratum_morph.DEPENDENCY,
         "An entry of a stratum's `chunks`": stratum_morph.SPEC,
         "A mapping in a chunk's `build-depends`": stratum_morph.ELSEWHERE,
+        "The fields for an architecture in a chunk's `arch`": stratum_morph.FOR_ARCH,
         "A system": system_morph.SYSTEM,
         "An entry of a system's `strata`": system_morph.ENTRY,
         "A cluster": cluster.CLUSTER,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from network_kit import Farm, Workstation
 from small_definitions import SYSTEM, git
-from waiting import until
 
 ARM = "systems/arm.morph"
 EMULATOR = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
@@ -74,13 +73,11 @@ def test_farm_builds_each_architecture_on_a_worker_of_it(farm: Farm, alice: Work
     farm.broker()
     farm.worker("pc", architectures=["x86_64"])
     build = alice.start("build", f"../definitions/{ARM}")
-    wanted = "no worker is able to do it"
-
-    def why() -> str:
-        return alice.run("why", f"../definitions/{ARM}", "one").stdout
-
-    until(lambda: wanted in why(), what="for a reason")
-    assert "pc: it builds x86_64, not aarch64" in why()
+    build.says("no worker is able to do it: pc: it builds x86_64, not aarch64", 120)
+    why = alice.run("why", f"../definitions/{ARM}", "one")
+    assert (
+        "one is ready: no worker is able to do it; pc: it builds x86_64, not aarch64" in why.stdout
+    )
     farm.worker("arm", architectures=["aarch64"])
     code, said = build.ends()
     assert code == 0, said
