@@ -122,6 +122,11 @@ def test_config_embedded_worker_has_the_initiators_settings() -> None:
     assert (mine.name, mine.slots, mine.controller, mine.min_free_disk) == ("w", 2, "", 0)
 
 
+def test_config_arm_machines_build_by_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert native_architectures() == ("aarch64", "armv8l64")
+
+
 def test_config_architectures_default_to_the_kernels() -> None:
     assert built_architectures(Settings()) == native_architectures()
     named = Settings(architectures=("x86_64", "mine"))

@@ -65,7 +65,7 @@ def alice(farm: Farm) -> Workstation:
 
 def builder(alice: Workstation, system: str) -> str:
     """Who built the chunk ``one`` of a system."""
-    found = alice.ask("artifact", "show", f"../definitions/{system}", "one")
+    found = alice.ask("artifact", "show", "one", "--system", f"../definitions/{system}")
     return str(found["builder"])
 
 
@@ -74,10 +74,8 @@ def test_farm_builds_each_architecture_on_a_worker_of_it(farm: Farm, alice: Work
     farm.worker("pc", architectures=["x86_64"])
     build = alice.start("build", f"../definitions/{ARM}")
     build.says("no worker is able to do it: pc: it builds x86_64, not aarch64", 120)
-    why = alice.run("why", f"../definitions/{ARM}", "one")
-    assert (
-        "one is ready: no worker is able to do it; pc: it builds x86_64, not aarch64" in why.stdout
-    )
+    why = alice.run("why", "one").stdout
+    assert "one is ready: no worker is able to do it; pc: it builds x86_64, not aarch64" in why
     farm.worker("arm", architectures=["aarch64"])
     code, said = build.ends()
     assert code == 0, said

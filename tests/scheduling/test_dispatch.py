@@ -115,6 +115,19 @@ def test_dispatch_needs_a_worker_of_the_architecture() -> None:
     assert stage.running() == {"pc": ["a"]}
 
 
+def test_dispatch_gives_each_architecture_to_its_own_workers() -> None:
+    stage = Stage()
+    for name, arch in (("pc", "x86_64"), ("arm0", "aarch64"), ("arm1", "aarch64")):
+        stage.worker(name, arch=arch)
+    stage.submit("p: q\nq: r\nr:", arch="x86_64")
+    stage.submit("all: a b c\na:\nb:\nc:", arch="aarch64", request="r2")
+    stage.sync()
+    assert stage.running() == {"pc": ["r"], "arm0": ["a"], "arm1": ["b"]}
+    stage.done("r")
+    stage.done("a")
+    assert stage.running() == {"pc": ["q"], "arm0": ["c"], "arm1": ["b"]}
+
+
 def test_dispatch_accepts_further_architectures() -> None:
     stage = Stage()
     stage.worker("pc", features=("arch:x86_32",))
