@@ -103,7 +103,7 @@ _MODES = ("staging", "import", "bootstrap", "test")
 def stratum(fields: Fields, given: Map, version: int, arch: str) -> StratumMorph:
     """The stratum morph in ``given``, as systems for an architecture have it.
 
-    Mistakes are reported to ``fields``, also those in what is for other architectures.
+    Mistakes are reported to ``fields``.  Those in the fields for other architectures are, too.
     """
     name = fields.name(given, "name", "stratum")
     what = f"stratum {name}".rstrip()

@@ -20,7 +20,7 @@ class Pair(NamedTuple):
     """A chunk of both strata."""
 
     name: str
-    said: str  # "identical", or what is wrong
+    said: str  # "identical", or the fault
 
 
 def pairs(steps: list[dict[str, Any]]) -> list[Pair]:
