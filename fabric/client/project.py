@@ -35,6 +35,7 @@ class Project:
         self.root = root
         self.settings = settings
         self._progress = progress
+        self._warned: set[str] = set()
         #: Whether edited chunks are built in kept trees; their results are not shared.
         self.keeps_trees = not settings.controller and not settings.artifacts
 
@@ -143,8 +144,10 @@ class Project:
 
         graph = load(read, system) if read else load(self.read, system, self.morphs)
         for warning in graph.warnings:
-            shown = Problem(warning.file, warning.line, f"warning: {warning.message}")
-            self._progress(str(shown))
+            shown = str(Problem(warning.file, warning.line, f"warning: {warning.message}"))
+            if shown not in self._warned:  # systems share strata
+                self._warned.add(shown)
+                self._progress(shown)
         return graph
 
     def plan(

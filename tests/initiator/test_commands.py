@@ -132,6 +132,33 @@ def test_logs_are_stored_with_their_artifacts(project: Project) -> None:
     assert "some systems have mistakes:\nstrata/one.morph:" in wrong.stderr
 
 
+def test_chunk_named_alone_is_of_the_last_system_built_else_of_the_smallest(
+    project: Project,
+) -> None:
+    project.write(one="true", two=("one", "true"), three="true")
+    stratum = project.root / "strata/things.morph"
+    things, three = stratum.read_text().split("- name: three")
+    stratum.write_text(things)
+    header = "name: more\nkind: stratum\nchunks:\n- name: three"
+    (project.root / "strata/more.morph").write_text(header + three)
+    small = (project.root / "systems/small.morph").read_text()
+    for name, text in {
+        "arm": small.replace("x86_64", "aarch64"),
+        "big": small + "- {name: more, morph: strata/more.morph}\n",
+    }.items():
+        text = text.replace("name: small", f"name: {name}")
+        (project.root / f"systems/{name}.morph").write_text(text)
+
+    def system_of(chunk: str) -> str:
+        missing = project.run("artifact", "show", chunk).stderr
+        return missing.split("run: fabric-initiator build systems/")[1].split(".morph")[0]
+
+    assert [system_of(chunk) for chunk in ("one", "three")] == ["small", "big"]
+    done = project.run("build", "../systems/big.morph", "three")
+    assert done.returncode == 0, done.stderr
+    assert system_of("one") == "big"
+
+
 def test_checkout_of_a_stratum_that_the_system_takes_in_part(project: Project) -> None:
     project.write(one=SHARE.format("one"), two=SHARE.format("two"))
     (project.root / "systems/small.morph").write_text(

@@ -12,7 +12,7 @@ import pytest
 from network_kit import Farm, free_ports
 from qemu import Machine
 from small_definitions import git
-from systems_kit import ROOT, Built
+from systems_kit import MINIMAL, ROOT, Built
 from transcripts import assert_shows, blocks, environment, typed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -95,6 +95,7 @@ def test_tutorial_of_a_day_prints_what_it_shows(minimal: Built, tmp_path: Path) 
     (tools / "ssh").chmod(0o755)
     mine = user(tmp_path, HOME=str(tmp_path))
     mine["PATH"] = f"{tools}:{mine['PATH']}"
+    typed(f"fabric-initiator build {MINIMAL}", here, mine)  # of the tutorial before
     parts: list[tuple[str, list[str]]] = []  # commands, and what the page shows of their output
     for language, block in blocks_of("a-day-with-a-chunk"):
         if language == "text":

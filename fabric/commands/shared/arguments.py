@@ -52,5 +52,5 @@ def add_system(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system",
         metavar="SYSTEM",
-        help="system with this chunk (default: the last one built here, else the first with it)",
+        help="system with this chunk (default: the last one built here, else the smallest with it)",
     )

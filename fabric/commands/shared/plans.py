@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.client.project import Project
-from fabric.config import Settings
+from fabric.config import Settings, built_architectures
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find, find_built, needed
 from fabric.errors import DefinitionsError, FabricError, Problem, command, suggest
@@ -167,7 +167,7 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
 
 
 def find_step(settings: Settings, name: str, system: str | None) -> tuple[Project, Graph, Step]:
-    """The step called ``name``: in ``system``, else in the last system built, else in any."""
+    """The step called ``name``, in the system that `find_steps` chooses."""
     project, graph, found = find_steps(settings, [name], system)
     return project, graph, graph[found[0]]
 
@@ -177,7 +177,8 @@ def find_steps(
 ) -> tuple[Project, Graph, tuple[str, ...]]:
     """Ids of the steps called ``names``, in their order.
 
-    They are in ``system``, else in the last system built, else in the first that has all of them.
+    They are in ``system``, else in the last system built, else in the smallest system that has all
+    of them and is for this machine's architecture, else in the smallest of another one.
     """
     if system:
         project, graph = open_graph(settings, system)
@@ -186,6 +187,7 @@ def find_steps(
     last = project.last_system()
     unknown: list[Problem] = []
     words: set[str] = set()
+    found: dict[tuple[bool, int, str], tuple[Graph, tuple[str, ...]]] = {}
     candidates = [last] if last else []
     candidates += [one for one in project.systems() if one != last]
     for candidate in candidates:
@@ -201,7 +203,12 @@ def find_steps(
         except FabricError:
             words |= {word for step in graph.steps for word in (step.name, *step.artifacts)}
             continue
-        return project, graph, goals
+        foreign = graph.arch not in built_architectures(settings)
+        found[foreign, len(graph.steps), candidate] = graph, goals
+        if candidate == last:
+            break
+    if found:
+        return project, *found[min(found)]
     name = next((one for one in names if one not in words), ", ".join(names))
     what = "all chunks of these names" if name not in names else "a chunk of that name"
     where = f"in {project.root / 'systems'} has {what}"
