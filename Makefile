@@ -14,7 +14,7 @@ DEBIAN_BUILD := bubblewrap ca-certificates git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
 DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
 DEBIAN_TEST := $(DEBIAN_DEPLOY) binutils busybox-static chromium-headless-shell diffoscope-minimal faketime fish fuse3 iproute2 libnginx-mod-http-dav-ext make nginx-light \
-	ninja-build openssh-server qemu-system-x86 strace util-linux zsh zstd
+	ninja-build openssh-server qemu-system-x86 qemu-user strace util-linux zsh zstd
 
 # What the tests of deployment need besides: a VM host, and machines without a VM.
 DEBIAN_VMHOST := dnsmasq-base iproute2 libvirt-clients libvirt-daemon-driver-qemu \

@@ -238,9 +238,14 @@ class Farm:
         return self._daemon("broker", self.broker_config, inside=inside)
 
     def worker(
-        self, name: str, slots: int = 1, jobs: int = 1, **settings: str | list[str]
+        self,
+        name: str,
+        slots: int = 1,
+        jobs: int = 1,
+        inside: Callable[[list[str]], list[str]] = list,
+        **settings: str | list[str],
     ) -> Program:
-        """Start a worker; makes its key, and its settings, if it is new."""
+        """Start a worker, as ``broker`` does; makes its key and settings, if it is new."""
         home = self.root / name
         config = home / "worker.toml"
         if not config.exists():
@@ -259,7 +264,7 @@ class Farm:
             text = "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
             text += f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n"
             config.write_text(f"{text}substituters = {self.substituters}\n")
-        return self._daemon("worker", config, name)
+        return self._daemon("worker", config, name, inside)
 
     def workstation(self, name: str) -> Workstation:
         return Workstation(self, name)

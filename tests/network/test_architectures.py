@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import platform
 
 import pytest
 from network_kit import Farm, Workstation
 from small_definitions import SYSTEM, git
 
 ARM = "systems/arm.morph"
-EMULATOR = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
+#: Debian's rule for binfmt_misc: Linux keeps the emulator open, so that sandboxes need not have it.
+RULE = "/usr/share/qemu/binfmt.d/qemu-aarch64.conf"
 IMPORTED = """\
 name: things
 kind: stratum
@@ -85,11 +86,21 @@ def test_farm_builds_each_architecture_on_a_worker_of_it(farm: Farm, alice: Work
     assert builder(alice, SYSTEM) == "pc"
 
 
+def emulating(command: list[str]) -> list[str]:
+    """A command in a user namespace of its own, which starts programs for aarch64 in QEMU."""
+    place = "/proc/sys/fs/binfmt_misc"
+    script = (
+        f"mount -t binfmt_misc none {place}; cat {RULE} > {place}/register;"
+        f' cat {place}/qemu-aarch64; exec "$@"'
+    )
+    return ["unshare", "--map-root-user", "--mount", "sh", "-euc", script, "sh", *command]
+
+
 @pytest.mark.system
 def test_worker_builds_under_emulation(farm: Farm, alice: Workstation) -> None:
     """Its sandboxes contain programs of the other architecture alone."""
-    if not EMULATOR.exists() or "F" not in EMULATOR.read_text().split("flags:")[1].split()[0]:
-        pytest.skip("this kernel starts no emulator for programs of aarch64")
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 7):
+        pytest.skip("before Linux 6.7, only root of the machine sets an emulator, for all programs")
     root = alice.definitions.root
     links = root.parent / "links"
     (links / "usr/bin").mkdir(parents=True)
@@ -111,7 +122,7 @@ def test_worker_builds_under_emulation(farm: Farm, alice: Workstation) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     farm.broker()
     farm.worker("pc")
-    farm.worker("arm", architectures=["aarch64"])
+    farm.worker("arm", architectures=["aarch64"], inside=emulating).says("enabled")
     for system, arch, worker in ((SYSTEM, "x86_64", "pc"), (ARM, "aarch64", "arm")):
         done = alice.run("build", f"../definitions/{system}", timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
