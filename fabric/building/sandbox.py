@@ -260,7 +260,10 @@ def run(
 
 
 def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
-    info = os.dup(told)
+    # Open for reading, too: if this worker is killed now, the pipe has no other reader.  A failed
+    # write would end bwrap between making its child and releasing it, and the child would wait for
+    # ever.  So the script begins, and ends at its first report: by then bwrap has closed this.
+    info = os.open(f"/proc/self/fd/{told}", os.O_RDWR | os.O_CLOEXEC)
     try:
         with box.files() as files:
             options = ["--new-session", "--info-fd", str(info)]

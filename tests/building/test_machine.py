@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,34 @@ def test_sandbox_ends_with_its_killed_worker(place: Path, base: Packed) -> None:
     status, output = play(scenario("plain", place, base))
     assert status == 0, output
     assert output.splitlines()[-1] == "left:"
+
+
+def test_sandbox_ends_if_its_worker_is_killed_before_bubblewrap_runs(
+    place: Path, base: Packed
+) -> None:
+    """bubblewrap then requests too late to be killed with its parent."""
+    slow = place / "bwrap"
+    slow.write_text(
+        f"#!/bin/sh\n: > {place}/starting\nwhile [ ! -e {place}/killed ]; do sleep 0.01; done\n"
+        f'exec {shutil.which("bwrap")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    argv = scenario("beat", place, base, path=f"{place}:{os.environ['PATH']}")
+    environment = child_environment()
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+    ) as worker:
+        while not (place / "starting").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        worker.kill()
+    try:
+        assert processes_naming(place) != []
+        (place / "killed").touch()
+        while processes_naming(place) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_naming(place) == []
+        assert list(place.glob("root/**/beat")) == [], "no command has run"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
