@@ -63,6 +63,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two sweeps.
 SWEEP_EVERY = 60.0
+#: Seconds that workers of an embedded fabric may take to start, on a busy machine.  If they end
+#: instead, the build fails at once.
+_STARTUP = 60.0
 
 
 class Broker:
@@ -388,7 +391,8 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         return open_store(settings, settings.state_dir / "scratch", log)
 
     if directory is not None:
-        return assemble(sockets.in_directory(directory), settings.state_dir, store)
+        limits = Limits(startup=_STARTUP)
+        return assemble(sockets.in_directory(directory), settings.state_dir, store, limits)
     return assemble(
         sockets.over_tcp(settings.listen, settings.port),
         settings.state_dir,

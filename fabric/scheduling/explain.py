@@ -71,7 +71,7 @@ def why_request(state: FarmState, request: Request, now: float) -> str:
     return str(_briefly_why(state, task, now))
 
 
-def warning(state: FarmState, request: Request) -> str:
+def warning(state: FarmState, request: Request, now: float) -> str:
     """The action that a request needs from somebody to go on; "" if none is known.
 
     The text is the same as long as the reason is.
@@ -82,7 +82,8 @@ def warning(state: FarmState, request: Request) -> str:
     if task is None or task.state is not State.READY:
         return ""
     if not state.workers:
-        return f"{task.spec.name} waits: there is no worker"
+        starting = now < state.startup_until
+        return "" if starting else f"{task.spec.name} waits: there is no worker"
     pool = state.queues.find(task.spec)
     if pool is None or pool.members:
         return ""
@@ -176,7 +177,7 @@ def _blocked(state: FarmState, task: Task, now: float) -> list[str]:
 def _ready(state: FarmState, task: Task, now: float, most: int = sys.maxsize) -> list[str]:
     """``most``: steps of the queue, and workers, that are looked at."""
     if not state.workers:
-        return ["there is no worker"]
+        return ["workers are starting" if now < state.startup_until else "there is no worker"]
     if now < state.dispatch_from:
         left = state.dispatch_from - now
         return [f"the broker has just started: workers have {left:.1f} s to say what they run"]

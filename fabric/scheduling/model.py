@@ -35,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True):
     grace: float = 30.0  # after a start, attempts that workers run wait this long for a request
     absence: float = 600.0  # an attempt of a lost worker counts if the worker is back by then
     unserved: float = 1800.0  # a task that no worker is able to do fails after this; 0: never
+    startup: float = 0.0  # workers that start together with the broker may take so long
     settle: float = 3.0  # after a restart, nothing is assigned for so long: workers report first
     losses: int = 3  # workers that one task may take down
     faults: int = 3  # times that machines may be unable to do one task

@@ -61,8 +61,8 @@ class FarmState:
         "count", "discarded", "dispatch_from", "drained", "durations", "dying", "epoch", "fence",
         "first_fence", "grace_until", "graph_steps", "graphs", "inspected", "inspections", "kept",
         "kept_steps", "left", "limits", "lost_workers", "now", "orphans", "outbox", "queues",
-        "requesters", "requests", "suspect", "tasks", "timers", "token", "validations", "versions",
-        "workers",
+        "requesters", "requests", "startup_until", "suspect", "tasks", "timers", "token",
+        "validations", "versions", "workers",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +121,7 @@ class FarmState:
         self.outbox = Outbox(self.requests)
         self.discarded: list[dict[str, object] | list[object]] = []
         self.grace_until = now + limits.grace
+        self.startup_until = now + limits.startup
         self.dispatch_from = now
 
     # -- tasks -------------------------------------------------------------------------------

@@ -31,6 +31,6 @@ def update(state: FarmState, request: Request, seen: int, now: float) -> Update:
         message=request.message or why_request(state, request, now),
         title=request.title if seen <= request.resolved_at else "",
         goals=request.goals if seen <= request.resolved_at else (),
-        warning=warning(state, request),
+        warning=warning(state, request, now),
         next=expected.next,
     )

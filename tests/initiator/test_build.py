@@ -21,6 +21,7 @@ from fabric import config
 from fabric.client.embedded import EmbeddedFabric
 from fabric.config import load_settings
 from fabric.errors import FabricError
+from fabric.host.locks import Locks
 from fabric.worker import NICE
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
@@ -280,6 +281,30 @@ def test_build_replaces_a_killed_worker(project: Project) -> None:
     assert child.returncode == 0, out + err
     assert "worker-1 ended (signal SIGKILL), another takes its place" in out
     assert "made it" in project.log("slow-misc")
+
+
+def test_build_does_not_warn_while_its_workers_start(project: Project) -> None:
+    project.write(one=ADD.format("one"))
+    work = project.cache / "work"
+    work.mkdir(parents=True)
+    busy = Locks(work / "lock").take("sessions")  # without which no worker starts
+    assert busy is not None
+    child = project.start("--workers", "1")
+    until(lambda: "one is ready" in project.run("why", "one").stdout)
+    time.sleep(2)  # it polls every second
+    os.close(busy)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, out + err
+    assert "no worker" not in out + err
+
+
+def test_build_fails_if_its_workers_cannot_start(project: Project) -> None:
+    project.write(one=ADD.format("one"))
+    (project.cache / "work").write_text("no folder\n")
+    done = project.build("--workers", "1")
+    assert done.returncode == 4, done.stdout
+    assert "worker-6 ended (exit code 4):\nfabric-worker: " in done.stderr
+    assert "no worker" not in done.stdout + done.stderr
 
 
 def test_builds_in_one_folder_have_logs_of_their_own(project: Project) -> None:

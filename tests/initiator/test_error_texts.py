@@ -37,7 +37,6 @@ VARYING = (
     (r"(work/tmp)/[\w-]+/\d+", r"\1/SCRATCH"),
     (r"kept on \S+, in", "kept on MACHINE, in"),
     (r"(  \| \n){2,}", "  | ...\n"),
-    (r"\S+ waits: there is no worker\n", ""),
     (r"\(choose from .*\)", "(choose from COMMANDS)"),  # Python 3.12 quotes no more
     (r"(?m)^\[\d/\d\] \S+: building on .*\n", ""),  # a short step may end before it is shown
     (r"\S+: (fetching|counting objects|receiving objects|resolving deltas)\n", ""),

@@ -44,7 +44,7 @@ def explained(project: Project, *args: str) -> list[str]:
         for number, line in enumerate(lines)
         if re.match(r"\[\d/|small is|one is|two is|three is", line)
     )
-    return [line for line in lines[:end] if not line.endswith("waits: there is no worker")]
+    return lines[:end]
 
 
 def change(project: Project, path: str, old: str, new: str) -> None:

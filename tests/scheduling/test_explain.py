@@ -189,6 +189,17 @@ def test_warning_of_no_worker_at_all() -> None:
     assert stage.running() == {"w1": ["app"]}
 
 
+def test_no_warning_while_workers_start() -> None:
+    stage = Stage(limits=Limits(startup=20.0))
+    stage.submit("app:", detach=True)
+    stage.wait(19.0)
+    assert stage.update().warning == ""
+    assert stage.update().message == "app is ready: workers are starting"
+    stage.wait(1.0)
+    assert stage.update().warning == "app waits: there is no worker"
+    assert stage.update().message == "app is ready: there is no worker"
+
+
 def test_unserved_task_fails_after_its_limit() -> None:
     stage = no_worker_for("armv7lhf", unserved=20.0)
     stage.wait(19.5, alive=["w1"], polls=["r1"])
