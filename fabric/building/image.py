@@ -25,10 +25,11 @@ from fabric.host.files import beside
 from fabric.host.progress import Progress, silent
 
 __all__ = [
-    "KERNEL_ARGUMENTS",
+    "MACHINES",
     "File",
     "Image",
     "ImageError",
+    "Machine",
     "files_below",
     "make_archive",
     "make_image",
@@ -37,6 +38,20 @@ __all__ = [
 #: The rest of the kernel's command line: consoles on the screen and the serial line.  The last one
 #: gets init's output.
 KERNEL_ARGUMENTS = "console=tty0 console=ttyS0,115200"
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """The machines of an architecture."""
+
+    qemu: str = ""  # QEMU's program for it, and a machine with virtio devices; "": not known
+    loader: bool = False  # whether the boot loader of images can start them
+    arguments: str = ""  # of the kernel; "": the firmware names the console
+
+
+_X86 = Machine("qemu-system-x86_64", loader=True, arguments=KERNEL_ARGUMENTS)
+_ARM = Machine("qemu-system-aarch64 -M virt -cpu cortex-a57")
+#: By architecture.
+MACHINES = {"x86_64": _X86, "x86_32": _X86, "aarch64": _ARM, "armv8l64": _ARM}
 
 
 class Image(msgspec.Struct, frozen=True):

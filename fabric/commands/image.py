@@ -12,7 +12,7 @@ import msgspec
 import zstandard
 
 from fabric.bounds import VARIABLES
-from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_archive, make_image
+from fabric.building.image import MACHINES, File, Machine, files_below, make_archive, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.client.project import Project
 from fabric.client.render import size
@@ -29,11 +29,6 @@ from fabric.host.terminal import progress
 from fabric.plan import Plan
 
 _FORMATS = ("raw", "qcow2", "tar")
-#: Architectures whose machines the boot loader of images can start.
-_LOADED = ("x86_64", "x86_32")
-#: Architecture -> QEMU's program for it, and a machine with virtio devices.
-_MACHINES = {"aarch64": "qemu-system-aarch64 -M virt -cpu cortex-a57"}
-_MACHINES["armv8l64"] = _MACHINES["aarch64"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +75,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
-    rootfs, arch = _archive(settings, options.system, locked=options.locked)
+    project, plan = open_built(settings, options.system, [], locked=options.locked)
+    rootfs = _rootfs(project, plan, options.system)
+    machine = MACHINES.get(plan.graph.arch, Machine())
     files = files_of(options.manifest, options.files, read_variables(options.variables))
     for system, path in options.subsystem:
-        files[f"/{path.strip('/')}"] = _inner(
-            _archive(settings, system, locked=options.locked)[0], path
-        )
+        inner = _rootfs(*open_built(settings, system, [], locked=options.locked), system)
+        files[f"/{path.strip('/')}"] = _inner(inner, path)
     to, sbom = Path(options.to), options.sbom
     for file in (to, sbom):
         if file is not None and not file.parent.is_dir():
@@ -110,8 +106,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             _print_sbom(sbom)
         return 0
     kind: Literal["raw", "qcow2"] = "qcow2" if form == "qcow2" else "raw"
-    loader = arch in _LOADED
-    consoles = KERNEL_ARGUMENTS if loader else ""  # elsewhere, the firmware names the console
     image = make_image(
         rootfs,
         to,
@@ -119,8 +113,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         label=options.label,
         hostname=options.hostname,
         files=files,
-        kernel_args=f"{consoles} {options.kernel_args}".strip(),
-        loader=loader,
+        kernel_args=f"{machine.arguments} {options.kernel_args}".strip(),
+        loader=machine.loader,
         format=kind,
         force=options.force,
         progress=progress,
@@ -136,16 +130,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         _print_sbom(sbom)
         file = str(to).replace(",", ",,")  # QEMU's escape
         drive = shlex.quote(f"file={file},format={kind},if=virtio")
-        machine = _MACHINES.get(arch, "qemu-system-x86_64")
-        if not loader:
+        start = machine.qemu
+        if not machine.loader:
             print(f"  kernel  {image.kernel}, started with: {image.arguments}")
-            machine += f" -kernel vmlinuz -append {shlex.quote(image.arguments)}"
+            start += f" -kernel vmlinuz -append {shlex.quote(image.arguments)}"
             if kind == "raw":
-                machine = f"mcopy -i {shlex.quote(f'{to}@@1M')} ::vmlinuz vmlinuz && {machine}"
-        if loader or arch in _MACHINES:
+                start = f"mcopy -i {shlex.quote(f'{to}@@1M')} ::vmlinuz vmlinuz && {start}"
+        if machine.qemu:
             print(
-                f"  try it  {machine} -m 512 -nographic -nic user,model=virtio-net-pci"
-                f" -drive {drive}"
+                f"  try it  {start} -m 512 -nographic -nic user,model=virtio-net-pci -drive {drive}"
             )
     return 0
 
@@ -170,24 +163,18 @@ def _print_sbom(to: Path | None) -> None:
         print(f"  sbom    {to}")
 
 
-def _archive(settings: Settings, system: str, *, locked: bool) -> tuple[Path, str]:
-    """A built system's tar.zst, and its architecture."""
-    project, plan = open_built(settings, system, [], locked=locked)
-    with healing(project, plan):
-        return _rootfs(project, plan, system), plan.graph.arch
-
-
 def _rootfs(project: Project, plan: Plan, system: str) -> Path:
-    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
-    if manifest is None:
-        raise FabricError(
-            f"{plan.graph.system}: not built yet with these inputs; run: {command('build', system)}"
-        )
-    project.store.use([manifest.key])
-    blob = manifest.artifacts[0].blob
-    if blob is None:
-        raise FabricError(f"{plan.graph.system}: this system has no files")
-    return project.store.path(blob)
+    """A built system's tar.zst."""
+    with healing(project, plan):
+        manifest = project.store.manifest(plan.keys[plan.graph.root.id])
+        if manifest is None:
+            built = command("build", system)
+            raise FabricError(f"{plan.graph.system}: not built yet with these inputs; run: {built}")
+        project.store.use([manifest.key])
+        blob = manifest.artifacts[0].blob
+        if blob is None:
+            raise FabricError(f"{plan.graph.system}: this system has no files")
+        return project.store.path(blob)
 
 
 def _inner(archive: Path, path: str) -> File:

@@ -389,6 +389,38 @@ def test_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
     assert not list(project.logs.glob("*disk.img*"))
 
 
+@pytest.mark.parametrize(
+    ("arch", "qemu"),
+    [
+        ("x86_32", "qemu-system-x86_64"),
+        ("armv8l64", "qemu-system-aarch64 -M virt -cpu cortex-a57"),
+        ("ppc64", ""),
+    ],
+)
+def test_image_prints_how_to_start_it(project: Project, arch: str, qemu: str) -> None:
+    """On machines that the boot loader cannot start, with the kernel beside the disk."""
+    project.write(one="mkdir $DESTDIR/boot; cp hello.txt $DESTDIR/boot/vmlinuz")
+    system = project.logs / SYSTEM
+    system.write_text(system.read_text().replace("x86_64", arch))
+    (project.logs / "settings.toml").write_text(f'architectures = ["{arch}"]\n')
+    environ = {"FABRIC_CONFIG": "settings.toml"}
+    done = project.run("build", SYSTEM, environ=environ)
+    assert done.returncode == 0, done.stderr
+    done = project.run("image", SYSTEM, "--to", "disk.img", "--size", "100M", environ=environ)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[3:]
+    drive = "-m 512 -nographic -nic user,model=virtio-net-pci -drive file=disk.img,format=raw"
+    if arch == "x86_32":
+        assert lines == [f"  try it  {qemu} {drive},if=virtio"]
+        return
+    [kernel, *hint] = lines
+    start = "  kernel  /boot/vmlinuz, started with: "
+    assert re.fullmatch(re.escape(start) + r"root=PARTUUID=[0-9a-f]{8}-02 rw", kernel)
+    copy = "mcopy -i disk.img@@1M ::vmlinuz vmlinuz"
+    arguments = f"-kernel vmlinuz -append '{kernel.removeprefix(start)}'"
+    assert hint == [f"  try it  {copy} && {qemu} {arguments} {drive},if=virtio"] * bool(qemu)
+
+
 def test_image_that_is_interrupted_leaves_nothing(project: Project) -> None:
     project.write(one="mkdir $DESTDIR/boot; cp hello.txt $DESTDIR/boot/vmlinuz")
     assert project.build().returncode == 0
