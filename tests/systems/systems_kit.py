@@ -15,6 +15,7 @@ from fabric.host.locks import locked
 ROOT = Path(__file__).parents[2]
 MINIMAL = "systems/minimal-system-x86_64.morph"
 BUILD_SYSTEM = "systems/build-system-x86_64.morph"
+TOOLCHAIN = "systems/toolchain-x86_64.morph"
 
 
 @dataclass(frozen=True)
