@@ -122,6 +122,7 @@ setup-test-deploy: setup-test
 	$(call debian,$(DEBIAN_VMHOST))
 
 .PHONY: test-deploy
+# Machines are build-system-debian-x86_64, unless BUILD_SYSTEM=MORPH names another system.
 test-deploy: setup-test-deploy ## test deployments to virtual machines and containers; needs root
 	$(BIN)/pytest -n 2 tests/deploy $(TESTS)
 

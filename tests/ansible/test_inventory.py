@@ -124,18 +124,18 @@ def test_inventory_missing_cluster_is_an_error() -> None:
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
     """A cluster of a machine with both roles, files, and types that are left out."""
-    for file in ("VERSION", "systems/build-system-x86_64.morph"):
+    for file in ("VERSION", "systems/build-system-debian-x86_64.morph"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     cluster = tmp_path / "clusters/real.morph"
     cluster.parent.mkdir()
     cluster.write_text(
-        "name: real\nkind: cluster\nsystems:\n- morph: systems/build-system-x86_64.morph\n"
+        "name: real\nkind: cluster\nsystems:\n- morph: systems/build-system-debian-x86_64.morph\n"
         "  deploy-defaults: {DISK_SIZE: 5G, SWIFT_A: x}\n  deploy:\n"
         "    both: {type: kvm, location: 'kvm+ssh://h/both/i', HOSTNAME: c, CONTROLLERHOST: c,\n"
         "      WORKERS: c, TROVE_HOST: c, WORKER_SSH_KEY: k, DISTBUILD_CONTROLLER: yes,\n"
         "      DISTBUILD_WORKER: yes}\n"
-        "    build-system-x86_64: {type: kvm, location: 'kvm+ssh://h/b/j'}\n"
+        "    build-system-debian-x86_64: {type: kvm, location: 'kvm+ssh://h/b/j'}\n"
         "    disk: {type: extensions/rawdisk, location: out/disk.img}\n"
         "    archive: {type: tar, location: /srv/archive.tar, HOSTNAME: a}\n"
         "    net: {type: nfsboot, location: there}\n"
@@ -148,7 +148,7 @@ def test_inventory_of_files_and_of_a_machine_with_both_roles(real: Path) -> None
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)
     assert found["files"]["hosts"] == ["disk", "archive"]
-    assert found["guests"]["hosts"] == ["both", "build-system-x86_64"]
+    assert found["guests"]["hosts"] == ["both", "build-system-debian-x86_64"]
     for group in ("controllers", "workers", "troves"):
         assert found[group]["hosts"] == ["both"]
     guests = {
@@ -177,7 +177,7 @@ OWN_TROVE = {**VALUES, "trove_url": "controller.example", "secrets_initiator": "
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
     """The folder USERS of the example cluster, with the people ann and bob."""
-    for file in ("VERSION", "systems/build-system-x86_64.morph", MORPH):
+    for file in ("VERSION", "systems/build-system-debian-x86_64.morph", MORPH):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     text = (tmp_path / MORPH).read_text()

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from systems_kit import ROOT, Built
+from systems_kit import ASSEMBLED, BUILD_SYSTEM, ROOT, Built
 from vmhost_kit import DOMAIN, VmHost
 from world_kit import Failed
 
@@ -17,6 +17,11 @@ Recap = dict[str, dict[str, int]]
 #: the machines of the example cluster
 NAMES = ("controller", "worker0", "worker1")
 MORPH = "clusters/distbuild-cluster.morph"
+
+
+def guide() -> str:
+    """The example cluster, of machines of the system that is tested."""
+    return (ROOT / MORPH).read_text().replace(ASSEMBLED, BUILD_SYSTEM)
 
 
 class Cluster:
@@ -49,7 +54,8 @@ class Cluster:
             "XDG_STATE_HOME": str(folder),
             "ANSIBLE_NOCOLOR": "1",
         }
-        # in the folder that the guide names, on the root filesystem of the world
+        # in the folders that the guide names, on the root filesystem of the world
+        self.world.run("tee", ROOT / MORPH, input=guide())
         make = "test -e worker.key || ssh-keygen -q -t ed25519 -N '' -C worker -f worker.key"
         self.world.run("sh", "-c", make, cwd=ROOT)
 

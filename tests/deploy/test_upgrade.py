@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from deploy_kit import MORPH, Cluster, changed, tiny_definitions
+from deploy_kit import Cluster, changed, guide, tiny_definitions
 from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
 from world_kit import Failed, until
@@ -22,8 +22,8 @@ SMALL = {"farm-controller", "farm-worker0", "farm-worker1"}
 
 def farm_morph(workers: int) -> str:
     """The example cluster with a number of workers and an attached disk for the trove."""
-    guide = (ROOT / MORPH).read_text().replace("x86_64_distbuild_network", "farm")
-    head, *deployments = re.split(r"(?m)^(?=    worker\d:)", guide)
+    text = guide().replace("x86_64_distbuild_network", "farm")
+    head, *deployments = re.split(r"(?m)^(?=    worker\d:)", text)
     head = head.replace(
         "$worker0_url, $worker1_url", ", ".join(f"$worker{n}_url" for n in range(workers))
     )
@@ -31,8 +31,8 @@ def farm_morph(workers: int) -> str:
     head += "      FSTAB_TROVE: LABEL=trove /srv/trove auto defaults 0 0\n"
     numbered = (deployments[0].replace("worker0", f"worker{n}") for n in range(workers))
     text = head + "".join(numbered)
-    for guide, ours in {"distbuild-": "farm-", "vm/": "vm/farm-", "vg/": "vg/farm-"}.items():
-        text = text.replace(guide, ours)
+    for theirs, ours in {"distbuild-": "farm-", "vm/": "vm/farm-", "vg/": "vg/farm-"}.items():
+        text = text.replace(theirs, ours)
     return text
 
 

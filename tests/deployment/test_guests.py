@@ -126,7 +126,7 @@ def test_guests_boolean_settings(text: str) -> None:
 
 def test_guests_only_a_controller_serves_the_web_page() -> None:
     text = (ROOT / "clusters/distbuild-cluster.morph").read_text()
-    text = text.replace("systems/build-system-x86_64.morph", "systems/s.morph")
+    text = text.replace("systems/build-system-debian-x86_64.morph", "systems/s.morph")
     found = load(text.replace("      WEB: yes\n", ""), None, **GUIDE)
     assert not any(guest.web for guest in found.values())
     found = load(text, {"WEB": "yes"}, **GUIDE)
@@ -144,7 +144,7 @@ def test_guests_only_a_controller_serves_the_web_page() -> None:
 
 def test_guests_of_a_farm_all_sign_or_none_does() -> None:
     text = (ROOT / "clusters/distbuild-cluster.morph").read_text()
-    text = text.replace("systems/build-system-x86_64.morph", "systems/s.morph")
+    text = text.replace("systems/build-system-debian-x86_64.morph", "systems/s.morph")
     assert all(guest.signatures for guest in load(text, None, **GUIDE).values())
     assert not any(guest.signatures for guest in load(text, {"SIGNATURES": "no"}, **GUIDE).values())
     assert wrong(text, {"worker1.SIGNATURES": "no"}, **GUIDE) == [

@@ -28,7 +28,7 @@ from fabric.errors import DefinitionsError, FabricError
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CLUSTER = "clusters/c.morph"
-SYSTEM = "systems/build-system-x86_64.morph"
+SYSTEM = "systems/build-system-debian-x86_64.morph"
 
 
 # -- templates ---------------------------------------------------------------------------------

@@ -14,7 +14,10 @@ from fabric.host.locks import locked
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "systems/minimal-system-x86_64.morph"
-BUILD_SYSTEM = "systems/build-system-x86_64.morph"
+#: What the example cluster deploys.
+ASSEMBLED = "systems/build-system-debian-x86_64.morph"
+#: What tests deploy: this one, unless `make test-deploy BUILD_SYSTEM=...` names another one.
+BUILD_SYSTEM = os.environ.get("BUILD_SYSTEM", ASSEMBLED)
 TOOLCHAIN = "systems/toolchain-x86_64.morph"
 
 

@@ -64,7 +64,7 @@ def build_system() -> tuple[GraphStep, ...]:
         file = ROOT / path
         return file.read_bytes() if file.is_file() else None
 
-    graph = load(read, "systems/build-system-x86_64.morph")
+    graph = load(read, "systems/build-system-debian-x86_64.morph")
     return steps_of(graph)
 
 
