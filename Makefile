@@ -7,6 +7,8 @@ SYSTEM ?= systems/minimal-system-x86_64.morph
 # tests that need no real sources: so many files of them at a time, for most wait for something
 AT_ONCE ?= 3
 QUICK := -n $(AT_ONCE) --dist loadfile -m 'not system'
+# what other targets test
+OTHERS := --ignore=tests/deploy --ignore=tests/from_source
 
 # Debian packages: what building needs, what disk images need, what deploying needs,
 # what the tests need besides.
@@ -111,10 +113,10 @@ check-roles:
 .PHONY: test
 test: setup-test check ## check, and all tests but those of test-deploy (TESTS=FILES: these)
 ifdef TESTS
-	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
+	$(BIN)/pytest $(OTHERS) $(TESTS)
 else
-	$(BIN)/pytest --ignore=tests/deploy $(QUICK)
-	$(BIN)/pytest --ignore=tests/deploy -n 2 --dist loadfile -m system
+	$(BIN)/pytest $(OTHERS) $(QUICK)
+	$(BIN)/pytest $(OTHERS) -n 2 --dist loadfile -m system
 endif
 
 .PHONY: setup-test-deploy
@@ -159,6 +161,10 @@ certify-toolchain: setup ## build the toolchain from source, then by itself, and
 	$(BIN)/fabric-initiator show $(TOOLCHAIN) --json | $(BIN)/python tests/systems/again.py
 	$(BIN)/fabric-initiator checkout $(TOOLCHAIN) --to build/toolchain --force
 	$(BIN)/python tests/systems/leaks.py build/toolchain
+
+.PHONY: test-from-source
+test-from-source: setup-test ## build all systems from source, search them and start them: many hours
+	$(BIN)/pytest tests/from_source
 
 ##@ Maintain
 

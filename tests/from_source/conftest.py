@@ -1,0 +1,11 @@
+"""The systems from source, in the user's own cache: in an empty one, they take hours."""
+
+from __future__ import annotations
+
+import pytest
+from systems_kit import Built, user_cache
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(user_cache(), tmp_path_factory.mktemp("from_source"))
