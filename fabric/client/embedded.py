@@ -46,7 +46,7 @@ _ERRORS = "zygote.err"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: What the zygote loads for its children: also modules that they load when they need them.
 _LOADED = ("fabric.broker", "fabric.worker", "fabric.trove.sources.export", "ctypes")
-_LOADED_TO_SIGN = "cryptography.hazmat.primitives.serialization"
+_LOADED_TO_SIGN = "nacl.signing"
 
 
 class EmbeddedFabric:

@@ -10,6 +10,7 @@ A directory holds whose signatures count::
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -17,7 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from fabric.bounds import SIGNING_KEY_FILE, TRUSTED_KEYS
 from fabric.errors import FabricError, suggest
@@ -25,15 +27,17 @@ from fabric.host.files import read_regular, write_whole
 from fabric.host.key_files import NAME, NAME_RULE, others_may_read
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from nacl.signing import SigningKey, VerifyKey
 
 #: Seconds after which keys are read again, though their directory shows no change.
 AGAIN = 1.0
 OWN = "own"
 REVOKED = "revoked"
+#: What stands before the 32 bytes of a key in its DER (RFC 8410), by the label of its PEM.
+_PREFIX = {
+    "PUBLIC KEY": bytes.fromhex("302a300506032b6570032100"),
+    "PRIVATE KEY": bytes.fromhex("302e020100300506032b657004220420"),
+}
 
 
 class SigningProblem(FabricError):
@@ -49,16 +53,16 @@ class PublicKey(NamedTuple):
 
     name: str
     id: str  # SHA-256 of its DER
-    key: Ed25519PublicKey
+    key: VerifyKey
     revoked: bool = False
 
     def signed(self, content: bytes, signature: bytes) -> bool:
         """Whether the signature of ``content`` is this key's."""
-        from cryptography.exceptions import InvalidSignature
+        from nacl.exceptions import BadSignatureError
 
         try:
-            self.key.verify(signature, content)
-        except InvalidSignature:
+            self.key.verify(content, signature)
+        except (BadSignatureError, ValueError):  # it is false, or not of 64 bytes
             return False
         return True
 
@@ -67,11 +71,11 @@ class Signer(NamedTuple):
     """A private key."""
 
     id: str  # as of its `PublicKey`
-    key: Ed25519PrivateKey
+    key: SigningKey
 
     def sign(self, content: bytes) -> bytes:
         """The signature: 64 bytes."""
-        return self.key.sign(content)
+        return self.key.sign(content).signature
 
 
 class _Read(NamedTuple):
@@ -161,7 +165,7 @@ class TrustedKeys:
             signer = _read_private(path)
             public = path.with_suffix(".pub")
             if not public.exists():
-                write_whole(public, _public_pem(signer.key.public_key()), 0o644)
+                write_whole(public, _public_pem(signer.key.verify_key), 0o644)
         except OSError as error:
             raise SigningProblem(
                 f"{path}: the key that signs cannot be made or read: {error.strerror}; see the"
@@ -270,40 +274,32 @@ def _public_keys(directory: Path, unusable: dict[str, str] | None = None) -> lis
 
 
 def _read_public(file: Path, name: str, *, revoked: bool) -> PublicKey:
-    ed25519, serialization = _library()
+    library = _library()
     try:
-        key = serialization.load_pem_public_key(read_regular(file, SIGNING_KEY_FILE))
+        raw = _of_pem(read_regular(file, SIGNING_KEY_FILE), "PUBLIC KEY")
     except OSError as error:
         raise UnusableKey(f"{file}: the key cannot be read: {error.strerror}") from None
-    except Exception:  # noqa: BLE001 - the library raises many kinds of errors
-        key = None
-    if not isinstance(key, ed25519.Ed25519PublicKey):
+    if raw is None:
         raise UnusableKey(f"{file} is not a public key of Ed25519 in PEM")
+    key = library.VerifyKey(raw)
     return PublicKey(name, _id(key), key, revoked)
 
 
 def _read_private(file: Path) -> Signer:
-    ed25519, serialization = _library()
+    library = _library()
     content = read_regular(file, SIGNING_KEY_FILE)
     if others_may_read(file):
         raise SigningProblem(f"{file}: other users may read this private key: chmod 600 {file}")
-    try:
-        key = serialization.load_pem_private_key(content, None)
-    except Exception:  # noqa: BLE001 - the library raises many kinds of errors
-        key = None
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
+    raw = _of_pem(content, "PRIVATE KEY")
+    if raw is None:
         raise SigningProblem(f"{file} is not a private key of Ed25519 in PEM, without a password")
-    return Signer(_id(key.public_key()), key)
+    key = library.SigningKey(raw)
+    return Signer(_id(key.verify_key), key)
 
 
 def _make(path: Path) -> None:
     """Make a private key, unless another process is first."""
-    ed25519, serialization = _library()
-    pem = ed25519.Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+    pem = _pem(_library().SigningKey.generate().encode(), "PRIVATE KEY")
     _make_folder(path.parent)
     handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
     try:
@@ -322,29 +318,40 @@ def _make_folder(folder: Path) -> None:
         folder.chmod(0o755)
 
 
-def _public_pem(key: Ed25519PublicKey) -> bytes:
-    _, serialization = _library()
-    return key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+def _public_pem(key: VerifyKey) -> bytes:
+    return _pem(key.encode(), "PUBLIC KEY")
 
 
-def _id(key: Ed25519PublicKey) -> str:
-    _, serialization = _library()
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
+def _id(key: VerifyKey) -> str:
+    return hashlib.sha256(_PREFIX["PUBLIC KEY"] + key.encode()).hexdigest()
 
 
-def _library() -> tuple[Any, Any]:
-    """Modules of the extra `signatures`, which take a while to load."""
+def _pem(raw: bytes, label: str) -> bytes:
+    text = base64.b64encode(_PREFIX[label] + raw).decode()
+    return f"-----BEGIN {label}-----\n{text}\n-----END {label}-----\n".encode()
+
+
+def _of_pem(content: bytes, label: str) -> bytes | None:
+    """The first key of a PEM file, 32 bytes.  None if there is none, or it is not of Ed25519."""
+    _, begun, rest = content.partition(f"-----BEGIN {label}-----".encode())
+    text, ended, _ = rest.partition(f"-----END {label}-----".encode())
+    if not begun or not ended:
+        return None
     try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
+        der = base64.b64decode(b"".join(text.split()), validate=True)
+    except ValueError:
+        return None
+    prefix, raw = der[:-32], der[-32:]
+    return raw if prefix == _PREFIX[label] else None
+
+
+def _library() -> ModuleType:
+    """The module of the extra `signatures`, which takes a while to load."""
+    try:
+        from nacl import signing
     except ImportError as error:
         raise SigningProblem(
             f"signatures need {error.name}, which is not installed: pip install"
             " 'distbuild[signatures]'; or leave the setting trusted-keys empty"
         ) from None
-    return ed25519, serialization
+    return signing

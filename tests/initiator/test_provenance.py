@@ -67,7 +67,7 @@ def statements(signed: Signed, *args: str) -> dict[str, dict[str, Any]]:
     done = signed.run("provenance", *args)
     assert done.returncode == 0, done.stderr
     [own] = signed.keys.all()
-    theirs = SSlibKey(own.id, "ed25519", "ed25519", {"public": own.key.public_bytes_raw().hex()})
+    theirs = SSlibKey(own.id, "ed25519", "ed25519", {"public": own.key.encode().hex()})
     found = {}
     for line in done.stdout.splitlines():
         envelope = OtherEnvelope.from_dict(json.loads(line))

@@ -122,7 +122,7 @@ def test_signatures_are_not_loaded_by_who_does_not_use_them(project: Project) ->
     assert project.build().returncode == 0
     script = (
         "import sys; from fabric.initiator import main; code = main(sys.argv[1:]);"
-        "print('loaded:', sorted({'cryptography', 'fabric.trust.signing'} & sys.modules.keys()))"
+        "print('loaded:', sorted({'nacl', 'fabric.trust.signing'} & sys.modules.keys()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, "build", "../systems/small.morph"],

@@ -113,7 +113,7 @@ def test_reader_without_the_library_reads_what_is_signed(tmp_path: Path, here: M
     """As a user of a farm who has not installed the extra, and has no `trusted-keys`."""
     here.store.put(*step(1, b"content"))
     script = (
-        "import sys; sys.modules['cryptography'] = None; from pathlib import Path;"
+        "import sys; sys.modules['nacl'] = None; from pathlib import Path;"
         "from fabric.trove.artifacts.store import Store;"
         f"store = Store({str(tmp_path / 'store')!r}, Path({str(tmp_path / 'scratch')!r}));"
         f"print(store.manifest({key(1)!r}).key)"
@@ -127,7 +127,7 @@ def test_reader_without_the_library_reads_what_is_signed(tmp_path: Path, here: M
 def test_another_implementation_reads_the_envelope(tmp_path: Path, here: Machine) -> None:
     here.store.put(*step(1))
     [own] = here.keys.all()
-    raw = own.key.public_bytes_raw().hex()
+    raw = own.key.encode().hex()
     theirs = SSlibKey(own.id, "ed25519", "ed25519", {"public": raw})
 
     def verify() -> None:

@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fabric import bounds
 from fabric.controller import keytool
@@ -169,9 +167,10 @@ def test_only_the_key_is_copied_from_a_file(tmp_path: Path) -> None:
 
 
 def _of_another_kind() -> bytes:
-    key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    kind = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_bytes(serialization.Encoding.PEM, kind)
+    private = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"]
+    made = subprocess.run(private, capture_output=True, check=True).stdout
+    public = ["openssl", "pkey", "-pubout"]
+    return subprocess.run(public, input=made, capture_output=True, check=True).stdout
 
 
 UNUSABLE = [b"", b"no key", b"\xff" * 100, b"-----BEGIN PUBLIC KEY-----\n", _of_another_kind()]
@@ -310,7 +309,7 @@ def test_too_many_keys_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_library_that_is_missing_is_named(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['cryptography.hazmat.primitives'] = None;"
+        "import sys; sys.modules['nacl'] = None;"
         "from fabric.controller.keytool import main;"
         f"sys.exit(main(['renew', '--trusted', {str(tmp_path)!r}]))"
     )
@@ -319,6 +318,6 @@ def test_library_that_is_missing_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "fabric-keys: signatures need cryptography.hazmat.primitives, which is not installed: pip"
-        " install 'distbuild[signatures]'; or leave the setting trusted-keys empty\n"
+        "fabric-keys: signatures need nacl, which is not installed: pip install"
+        " 'distbuild[signatures]'; or leave the setting trusted-keys empty\n"
     )
