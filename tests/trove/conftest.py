@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         url = f"reapi://{request.getfixturevalue('cas').host}"
     elif request.param == "directory":
         url = (tmp_path / "a store").as_uri()
-    elif request.param == "webdav":
+    elif request.param.startswith("webdav"):
+        if request.param == "webdav without obstore":
+            monkeypatch.setitem(sys.modules, "obstore", None)
         url = f"{request.getfixturevalue('webdav')}/{tmp_path.name}"
     else:
         for name, value in request.getfixturevalue("s3").items():

@@ -18,7 +18,7 @@ from waiting import until
 from fabric.jobs import Artifact, Blob, Manifest
 
 #: Kinds of stores (the fixture `store`) whose objects can be listed and removed by a client.
-LISTED = ["directory", "webdav", "s3"]
+LISTED = ["directory", "webdav", "webdav without obstore", "s3"]
 
 
 def blob(data: bytes) -> Blob:

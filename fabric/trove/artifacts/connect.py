@@ -33,8 +33,9 @@ def connect(
             return Cas(url, ca, login, haste)
         return _backend(url, scratch, certificate, login, haste)
     except ImportError as error:
+        needed = "obstore" if str(error.name).startswith("obstore") else "'distbuild[reapi]'"
         raise StoreError(
-            f"{url}: needs {error.name}, which is not installed: pip install 'distbuild[reapi]'"
+            f"{url}: needs {error.name}, which is not installed: pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
         raise StoreError(

@@ -1,4 +1,7 @@
-"""Keeps an artifact store behind a URL: WebDAV, S3 and others that obstore supports."""
+"""Keeps an artifact store behind a URL: WebDAV, S3 and others that obstore supports.
+
+Without obstore, it is a WebDAV server.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
 from fabric.host.shared_files import CHUNK
@@ -65,15 +68,28 @@ class Remote:
     ) -> None:
         from urllib.parse import unquote, urlsplit
 
-        import obstore.exceptions
-
-        # obstore also raises exceptions of Python, such as FileNotFoundError
-        self.errors: tuple[type[Exception], ...] = (
-            obstore.exceptions.BaseError,
-            OSError,
-            ValueError,
-        )
         self._plain = url.startswith(("http:", "https:"))
+        try:
+            from obstore import exceptions
+        except ImportError:
+            if not self._plain:
+                raise
+            from fabric.trove.artifacts.webdav import DavError
+
+            self._own = True
+            self._exists: tuple[type[Exception], ...] = ()
+            self._no_create: tuple[type[Exception], ...] = (NotImplementedError,)
+            self.errors: tuple[type[Exception], ...] = (DavError, OSError, ValueError)
+        else:
+            self._own = False
+            self._exists = (exceptions.AlreadyExistsError,)
+            self._no_create = (
+                NotImplementedError,
+                exceptions.NotSupportedError,
+                exceptions.GenericError,
+            )
+            # obstore also raises exceptions of Python, such as FileNotFoundError
+            self.errors = (exceptions.BaseError, OSError, ValueError)
         #: the prefix of paths in a WebDAV server's listings; None for other stores
         self._base = unquote(urlsplit(url).path).strip("/") if self._plain else None
         self._url = url
@@ -85,6 +101,8 @@ class Remote:
 
     def _connect(self, silence: float) -> ObjectStore:
         """A client that waits at most so many seconds for a response."""
+        if self._own:
+            return self._python(silence)
         import base64
         from datetime import timedelta
 
@@ -114,6 +132,14 @@ class Remote:
                 "retry_timeout": timedelta(seconds=PATIENCE),
             }
         return from_url(self._url, **settings)
+
+    def _python(self, silence: float) -> ObjectStore:
+        from fabric.trove.artifacts.webdav import Patience, WebDav
+
+        patience = Patience(10, silence, 86400, RETRIES, PATIENCE)
+        if haste := self._haste:
+            patience = Patience(haste.answer, haste.answer, haste.whole, 0, 0)
+        return cast("ObjectStore", WebDav(self._url, self._ca, self._login, patience))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -236,13 +262,11 @@ class Remote:
 
         Returns whether it was written; False also if a try that seemed to fail has written it.
         """
-        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
-
         try:
             self._store.put(path, content, mode="create")
-        except AlreadyExistsError:
+        except self._exists:
             return False
-        except (NotImplementedError, NotSupportedError, GenericError):
+        except self._no_create:
             if self.exist([path]):
                 return False
             self._store.put(path, content)

@@ -1,0 +1,334 @@
+"""Speaks WebDAV with Python's own HTTP client, where obstore is not installed.
+
+Machines that are built from source have no obstore, which is written in Rust.  The class has those
+methods of obstore's stores that `fabric.trove.artifacts.remote` calls for a WebDAV server.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import ssl
+import time
+import xml.etree.ElementTree as xml
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from mmap import mmap
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from fabric.host.shared_files import CHUNK
+
+T = TypeVar("T")
+Piece = bytes  # the class below has a method of that name
+
+#: Most bytes of a listing of one folder, and of an answer that is a refusal.
+LISTING = 64 * 1024 * 1024
+REFUSAL = 4096
+#: Most connections that are kept for the next request.
+KEPT = 16
+#: The first pause before a request is repeated, in seconds; each is twice the one before.
+PAUSE = 0.5
+_BROKEN = (OSError, http.client.HTTPException)
+_DAV = "{DAV:}"
+
+
+class DavError(Exception):
+    """The server cannot be used, or refuses; texts are as obstore has them."""
+
+
+class Patience(NamedTuple):
+    """How long a client waits, in seconds, and how often it tries again."""
+
+    connect: float
+    silence: float
+    whole: float
+    retries: int
+    retrying: float
+
+
+class Got:
+    """An object that is being downloaded."""
+
+    def __init__(self, dav: WebDav, path: str) -> None:
+        self._dav = dav
+        self._path = path
+        self._until = time.monotonic() + dav.patience.whole
+        self._held = False
+        self._connection, self._answer = dav.begin("GET", path)
+        self._held = True
+        self._tag = self._answer.headers.get("ETag", "")
+        self.meta = _meta(path, self._answer)
+
+    def __del__(self) -> None:
+        if self._held:
+            self._connection.close()
+
+    def bytes(self) -> Piece:
+        """All of it."""
+        return b"".join(self.stream())
+
+    def stream(self, min_chunk_size: int = CHUNK) -> Iterator[Piece]:
+        """Its pieces; after a broken connection, the rest is asked for."""
+        size = self.meta["size"]
+        done = 0
+        while done < size:
+            if time.monotonic() > self._until:
+                self._connection.close()
+                raise DavError(f"{self._path} takes longer than the store has")
+            try:
+                piece = self._answer.read(min(min_chunk_size, size - done))
+                if not piece:
+                    raise http.client.IncompleteRead(b"", size - done)
+            except _BROKEN as error:
+                self._connection.close()
+                if not self._dav.patience.retries:
+                    raise DavError(f"{self._path} ends too early: {said(error)}") from None
+                self._again(done)
+                continue
+            done += len(piece)
+            yield piece
+        self._answer.read()
+        self._held = False
+        self._dav.keep(self._connection, self._answer)
+
+    def _again(self, done: int) -> None:
+        headers = {"Range": f"bytes={done}-"}
+        if self._tag:
+            headers["If-Match"] = self._tag
+        self._connection, self._answer = self._dav.begin("GET", self._path, headers=headers)
+        if self._answer.status != 206 or self._answer.headers.get("ETag", "") != self._tag:
+            self._connection.close()
+            raise DavError(f"{self._path} was replaced while it was downloaded")
+
+
+class WebDav:
+    """The objects below a URL of http or https.
+
+    ``ca`` is a PEM certificate to be trusted besides the system's, ``login`` is "USER:PASSWORD".
+    A missing object raises FileNotFoundError, and all else `DavError`.
+    """
+
+    def __init__(self, url: str, ca: bytes, login: str, patience: Patience) -> None:
+        parts = urlsplit(url)
+        if not parts.hostname:
+            raise ValueError(f"{url} names no host")
+        self.patience = patience
+        self._url = url.rstrip("/")
+        self._host, self._port = parts.hostname, parts.port
+        self._root = parts.path.strip("/")
+        self._headers = {"Connection": "keep-alive"}
+        if login:
+            token = base64.b64encode(login.encode()).decode()
+            self._headers["Authorization"] = f"Basic {token}"
+        self._context: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._context = ssl.create_default_context()
+            if ca:
+                self._context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
+        self._idle: deque[http.client.HTTPConnection] = deque(maxlen=KEPT)
+
+    def __del__(self) -> None:
+        for connection in getattr(self, "_idle", ()):
+            connection.close()
+
+    def head(self, path: str) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            with self._asked("HEAD", path) as answer:
+                return _meta(path, answer)
+
+        return self._patiently(read)
+
+    def get(self, path: str) -> Got:
+        return Got(self, path)
+
+    def get_range(self, path: str, *, start: int, length: int) -> bytes:
+        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
+
+        def read() -> bytes:
+            with self._asked("GET", path, headers=wanted) as answer:
+                content = answer.read(length if answer.status == 206 else start + length)
+                if answer.status != 206:
+                    content = content[start:]
+                return content
+
+        return self._patiently(read)
+
+    def put(
+        self,
+        path: str,
+        data: bytes | mmap,
+        *,
+        mode: str = "overwrite",
+        use_multipart: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Write an object.  NotImplementedError with the mode "create", which WebDAV lacks."""
+        if mode == "create":
+            raise NotImplementedError(mode)
+
+        def write() -> None:
+            with self._asked("PUT", path, body=data):
+                pass
+
+        self._patiently(write)
+
+    def delete(self, path: str) -> None:
+        def delete() -> None:
+            with self._asked("DELETE", path):
+                pass
+
+        self._patiently(delete)
+
+    def list_with_delimiter(self, prefix: str) -> dict[str, Any]:
+        """The objects of a folder, and the folders in it, by their paths from the server's top."""
+
+        def read() -> bytes:
+            with self._asked("PROPFIND", f"{prefix}/", headers={"Depth": "1"}) as answer:
+                return _all(answer, LISTING)
+
+        objects: list[dict[str, Any]] = []
+        folders: list[str] = []
+        try:
+            listing = xml.fromstring(self._patiently(read))
+        except xml.ParseError as error:
+            raise DavError(f"the answer to PROPFIND of {prefix} is not XML: {error}") from None
+        for one in listing.iter(f"{_DAV}response"):
+            path = unquote(urlsplit(one.findtext(f"{_DAV}href", "")).path).strip("/")
+            if one.find(f".//{_DAV}collection") is not None:
+                folders.append(path)
+                continue
+            size = one.findtext(f".//{_DAV}getcontentlength", "0")
+            changed = one.findtext(f".//{_DAV}getlastmodified", "")
+            objects.append({"path": path, "size": int(size), "last_modified": _date(changed)})
+        return {"objects": objects, "common_prefixes": folders}
+
+    def begin(
+        self, method: str, path: str, **request: Any
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a request until there is an answer.  FileNotFoundError, DavError."""
+        return self._patiently(lambda: self._once(method, path, **request))
+
+    def keep(
+        self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
+    ) -> None:
+        """Use a connection again, whose answer is read to its end."""
+        if answer.will_close or len(self._idle) == KEPT:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def _asked(self, method: str, path: str, **request: Any) -> Iterator[http.client.HTTPResponse]:
+        connection, answer = self._once(method, path, **request)
+        try:
+            yield answer
+            rest = answer.read(REFUSAL)
+        except BaseException:
+            connection.close()
+            raise
+        if rest:
+            connection.close()
+        else:
+            self.keep(connection, answer)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call again after a failure of the connection or the server, with growing pauses."""
+        until = time.monotonic() + self.patience.retrying
+        pause = PAUSE
+        for left in range(self.patience.retries, -1, -1):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except (*_BROKEN, _Failed) as error:
+                if not left or time.monotonic() + pause > until:
+                    raise DavError(said(error)) from None
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError
+
+    def _once(
+        self, method: str, path: str, *, body: bytes | mmap | None = None, headers: Any = None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a request, on a kept connection if there is one that the server has not closed."""
+        target = quote("/".join(part for part in (self._root, path) if part))
+        given = {**self._headers, **(headers or {})}
+        if body is not None:
+            given["Content-Length"] = str(len(body))
+        while True:
+            try:
+                connection, kept = self._idle.pop(), True
+            except IndexError:
+                connection, kept = self._connect(), False
+            if isinstance(body, mmap):
+                body.seek(0)
+            try:
+                # who refuses an upload need not read it: the answer is there nevertheless
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request(method, f"/{target}", body=body, headers=given)
+                answer = connection.getresponse()
+            except _BROKEN:
+                connection.close()
+                if kept:
+                    continue
+                raise
+            if answer.status < 300:
+                return connection, answer
+            content = _all(answer, REFUSAL)
+            connection.close()
+            if answer.status in (404, 410):
+                raise FileNotFoundError(path)
+            text = (
+                f"Error performing {method} {self._url}/{path} - Server returned non-2xx status"
+                f" code: {answer.status} {answer.reason}: {content.decode(errors='replace')}"
+            )
+            raise (_Failed if answer.status >= 500 or answer.status == 429 else DavError)(text)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """A new connection."""
+        connection: http.client.HTTPConnection
+        if self._context:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self.patience.connect, context=self._context
+            )
+        else:
+            connection = http.client.HTTPConnection(
+                self._host, self._port, timeout=self.patience.connect
+            )
+        connection.blocksize = CHUNK
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError as error:
+            kind = {9: "NotValidYet", 10: "Expired"}.get(error.verify_code, "Other")
+            raise DavError(f"InvalidCertificate({kind}): {error.verify_message}") from None
+        connection.sock.settimeout(self.patience.silence)
+        return connection
+
+
+class _Failed(Exception):
+    """The server fails, maybe not the next time."""
+
+
+def said(error: Exception) -> str:
+    """What an exception of the connection means."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _all(answer: http.client.HTTPResponse, most: int) -> bytes:
+    content = answer.read(most + 1)
+    if len(content) > most and most == LISTING:
+        raise DavError(f"a listing has more than {most} bytes")
+    return content[:most]
+
+
+def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:
+    size = int(answer.headers.get("Content-Length") or 0)
+    return {"path": path, "size": size, "last_modified": _date(answer.headers["Last-Modified"])}
+
+
+def _date(text: str | None) -> datetime:
+    """A date of HTTP; ValueError if it is none."""
+    return parsedate_to_datetime(text) if text else datetime.fromtimestamp(0, UTC)
