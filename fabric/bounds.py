@@ -747,6 +747,13 @@ UPLOAD = _bound(
     "the time between the upload of a blob to a remote store and that of its manifest",
     "`gc` may remove the blob",
 )
+DAV_LISTING = _bound(
+    "DAV_LISTING",
+    64 * MIB,
+    "bytes",
+    "a WebDAV server's list of a folder, where obstore is not installed",
+    "an error; the store is used, but not cleaned",
+)
 USE_LIST = _bound(
     "USE_LIST",
     64 * MIB,

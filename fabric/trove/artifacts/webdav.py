@@ -20,13 +20,13 @@ from mmap import mmap
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from fabric.bounds import DAV_LISTING
 from fabric.host.shared_files import CHUNK
 
 T = TypeVar("T")
 Piece = bytes  # the class below has a method of that name
 
-#: Most bytes of a listing of one folder, and of an answer that is a refusal.
-LISTING = 64 * 1024 * 1024
+#: Most bytes of a refusal that are read.
 REFUSAL = 4096
 #: Most connections that are kept for the next request.
 KEPT = 16
@@ -187,7 +187,7 @@ class WebDav:
 
         def read() -> bytes:
             with self._asked("PROPFIND", f"{prefix}/", headers={"Depth": "1"}) as answer:
-                return _all(answer, LISTING)
+                return _listing(answer)
 
         objects: list[dict[str, Any]] = []
         folders: list[str] = []
@@ -277,7 +277,7 @@ class WebDav:
                 raise
             if answer.status < 300:
                 return connection, answer
-            content = _all(answer, REFUSAL)
+            content = answer.read(REFUSAL)
             connection.close()
             if answer.status in (404, 410):
                 raise FileNotFoundError(path)
@@ -317,11 +317,11 @@ def said(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _all(answer: http.client.HTTPResponse, most: int) -> bytes:
-    content = answer.read(most + 1)
-    if len(content) > most and most == LISTING:
-        raise DavError(f"a listing has more than {most} bytes")
-    return content[:most]
+def _listing(answer: http.client.HTTPResponse) -> bytes:
+    content = answer.read(DAV_LISTING + 1)
+    if len(content) > DAV_LISTING:
+        raise DavError(f"a list of a folder has more than {DAV_LISTING:,} bytes")
+    return content
 
 
 def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:

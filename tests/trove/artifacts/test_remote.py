@@ -20,7 +20,7 @@ from small_disk import on_small_disk
 from store_kit import Authority, Server, blob, key, nginx, step
 
 from fabric.errors import DamagedError, StoreError
-from fabric.trove.artifacts import remote
+from fabric.trove.artifacts import remote, webdav
 from fabric.trove.artifacts.store import Store
 
 MIB = 1024 * 1024
@@ -74,6 +74,20 @@ def big(tmp_path: Path) -> Path:
     file = tmp_path / "big"
     file.write_bytes(os.urandom(12 * MIB))
     return file
+
+
+@pytest.mark.bound("DAV_LISTING")
+def test_list_that_is_too_long_is_an_error(
+    near: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    near.put(*step(1, b"data"))
+    monkeypatch.setattr(webdav, "DAV_LISTING", 100)
+    if request.node.callspec.params["client"] == "obstore":  # which has no such bound
+        assert near.usage().manifests == 1
+        return
+    with pytest.raises(StoreError, match="a list of a folder has more than 100 bytes"):
+        near.usage()
+    assert near.has([key(1)]) == {key(1)}
 
 
 # -- access and certificates -----------------------------------------------------------------
