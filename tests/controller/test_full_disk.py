@@ -80,7 +80,7 @@ def about(message: object) -> str:
 def told(peer: Peer, message: BuildOrder | Poll | Command | Query) -> Update | Answer | Rejected:
     """The answer to a message, which is repeated as by an initiator."""
     wanted = message.request if isinstance(message, BuildOrder | Poll) else message.id
-    for _ in range(20):
+    for _ in range(60):  # a broker that restarts on a busy machine takes its time
         peer.say(message)
         while peer.jobs.poll(1000):
             heard = peer.hear()
