@@ -7,6 +7,7 @@ object raises FileNotFoundError; all other failures of a backend are among its `
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -118,6 +119,11 @@ class Backend(Protocol):
 
     def tidy(self) -> None:
         """Remove leftovers of dead writers, unless that requires waiting for live ones."""
+
+
+def basic(login: str) -> str:
+    """The HTTP header Authorization of a login, "USER:PASSWORD"."""
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def size_of(data: bytes | Path) -> int:

@@ -33,7 +33,7 @@ from fabric.reapi.blobs import Content, Digest
 from fabric.reapi.connection import Connection, ServerFault
 from fabric.reapi.protocol import remote_execution_pb2 as pb
 from fabric.reapi.storage import Storage
-from fabric.trove.artifacts.backend import Entry, Haste, TooLarge
+from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, basic
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -250,10 +250,7 @@ def _access(url: str, ca: Path | None, login: str, haste: Haste | None) -> Acces
         raise ValueError(f"{host} is not a loopback address: use reapis://")
     header = ""
     if login:
-        import base64
-
-        basic = f"Basic {base64.b64encode(login.encode()).decode()}"
-        header = basic if ":" in login else f"Bearer {login}"
+        header = basic(login) if ":" in login else f"Bearer {login}"
     return Access(
         host=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         encrypted=encrypted,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
 from fabric.host.shared_files import CHUNK
-from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, size_of
+from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, basic, size_of
 from fabric.trove.artifacts.manifests import blob_path
 from fabric.trove.artifacts.uses import Uses, keys_in
 
@@ -37,6 +37,9 @@ SILENCE = 30
 #: Most repetitions, with growing pauses, and most seconds of them.
 RETRIES = 10
 PATIENCE = 120
+#: Seconds to connect, and of a whole transfer.
+CONNECT = 10
+WHOLE = 24 * 3600
 #: Bytes per second below which an upload is cancelled, and the size up to which it is not.
 SLOWEST = 64 * 1024
 SMALL = 1024 * 1024
@@ -77,17 +80,9 @@ class Remote:
             from fabric.trove.artifacts.webdav import DavError
 
             self._own = True
-            self._exists: tuple[type[Exception], ...] = ()
-            self._no_create: tuple[type[Exception], ...] = (NotImplementedError,)
             self.errors: tuple[type[Exception], ...] = (DavError, OSError, ValueError)
         else:
             self._own = False
-            self._exists = (exceptions.AlreadyExistsError,)
-            self._no_create = (
-                NotImplementedError,
-                exceptions.NotSupportedError,
-                exceptions.GenericError,
-            )
             # obstore also raises exceptions of Python, such as FileNotFoundError
             self.errors = (exceptions.BaseError, OSError, ValueError)
         #: the prefix of paths in a WebDAV server's listings; None for other stores
@@ -103,7 +98,6 @@ class Remote:
         """A client that waits at most so many seconds for a response."""
         if self._own:
             return self._python(silence)
-        import base64
         from datetime import timedelta
 
         from obstore.store import from_url
@@ -111,9 +105,9 @@ class Remote:
         settings: dict[str, Any] = {}
         if not self._url.startswith("memory:"):
             client = settings["client_options"] = {
-                "connect_timeout": timedelta(seconds=10),
+                "connect_timeout": timedelta(seconds=CONNECT),
                 "read_timeout": timedelta(seconds=silence),
-                "timeout": timedelta(days=1),  # of a whole transfer
+                "timeout": timedelta(seconds=WHOLE),
             }
             if haste := self._haste:
                 answer = timedelta(seconds=haste.answer)
@@ -124,8 +118,7 @@ class Remote:
             if self._ca:
                 client["root_certificate"] = self._ca
             if self._login:
-                token = base64.b64encode(self._login.encode()).decode()
-                client["default_headers"] = {"Authorization": f"Basic {token}"}
+                client["default_headers"] = {"Authorization": basic(self._login)}
             settings["retry_config"] = {
                 "max_retries": 0 if self._haste else RETRIES,
                 "backoff": {"init_backoff": timedelta(seconds=0.5)},
@@ -136,7 +129,7 @@ class Remote:
     def _python(self, silence: float) -> ObjectStore:
         from fabric.trove.artifacts.webdav import Patience, WebDav
 
-        patience = Patience(10, silence, 86400, RETRIES, PATIENCE)
+        patience = Patience(CONNECT, silence, WHOLE, RETRIES, PATIENCE)
         if haste := self._haste:
             patience = Patience(haste.answer, haste.answer, haste.whole, 0, 0)
         return cast("ObjectStore", WebDav(self._url, self._ca, self._login, patience))
@@ -262,14 +255,20 @@ class Remote:
 
         Returns whether it was written; False also if a try that seemed to fail has written it.
         """
-        try:
-            self._store.put(path, content, mode="create")
-        except self._exists:
-            return False
-        except self._no_create:
-            if self.exist([path]):
+        if not self._own:
+            from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
+
+            try:
+                self._store.put(path, content, mode="create")
+            except AlreadyExistsError:
                 return False
-            self._store.put(path, content)
+            except (NotImplementedError, NotSupportedError, GenericError):
+                pass
+            else:
+                return True
+        if self.exist([path]):
+            return False
+        self._store.put(path, content)
         return True
 
     def delete(self, paths: Iterable[str]) -> None:

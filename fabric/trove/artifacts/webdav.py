@@ -6,7 +6,6 @@ methods of obstore's stores that `fabric.trove.artifacts.remote` calls for a Web
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import ssl
@@ -22,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fabric.bounds import DAV_LISTING
 from fabric.host.shared_files import CHUNK
+from fabric.trove.artifacts.backend import basic
 
 T = TypeVar("T")
 Piece = bytes  # the class below has a method of that name
@@ -75,6 +75,7 @@ class Got:
         """Its pieces; after a broken connection, the rest is asked for."""
         size = self.meta["size"]
         done = 0
+        left = self._dav.patience.retries
         while done < size:
             if time.monotonic() > self._until:
                 self._connection.close()
@@ -85,8 +86,9 @@ class Got:
                     raise http.client.IncompleteRead(b"", size - done)
             except _BROKEN as error:
                 self._connection.close()
-                if not self._dav.patience.retries:
+                if not left:
                     raise DavError(f"{self._path} ends too early: {said(error)}") from None
+                left -= 1
                 self._again(done)
                 continue
             done += len(piece)
@@ -122,8 +124,7 @@ class WebDav:
         self._root = parts.path.strip("/")
         self._headers = {"Connection": "keep-alive"}
         if login:
-            token = base64.b64encode(login.encode()).decode()
-            self._headers["Authorization"] = f"Basic {token}"
+            self._headers["Authorization"] = basic(login)
         self._context: ssl.SSLContext | None = None
         if parts.scheme == "https":
             self._context = ssl.create_default_context()
@@ -157,17 +158,8 @@ class WebDav:
 
         return self._patiently(read)
 
-    def put(
-        self,
-        path: str,
-        data: bytes | mmap,
-        *,
-        mode: str = "overwrite",
-        use_multipart: bool = False,  # noqa: ARG002
-    ) -> None:
-        """Write an object.  NotImplementedError with the mode "create", which WebDAV lacks."""
-        if mode == "create":
-            raise NotImplementedError(mode)
+    def put(self, path: str, data: bytes | mmap, *, use_multipart: bool = False) -> None:  # noqa: ARG002
+        """Write or replace an object; in one request, as WebDAV has no uploads in parts."""
 
         def write() -> None:
             with self._asked("PUT", path, body=data):

@@ -232,6 +232,19 @@ def test_download_resumes_after_a_broken_connection(
     assert cable.passed < 2 * len(data), "never from the start"
 
 
+def test_download_that_always_breaks_ends(
+    near: Store, cable: Cable, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = big.read_bytes()
+    near.put(*step(1, data))
+    monkeypatch.setattr(remote, "RETRIES", 2)
+    far = Store(f"http://127.0.0.1:{cable.port}/a", tmp_path / "scratch")
+    cable.after, cable.breaks = MIB // 4, 1000
+    with pytest.raises(StoreError):
+        far.path(blob(data))
+    assert cable.cut < 10
+
+
 def test_upload_is_retried_if_it_breaks(far: Store, near: Store, cable: Cable, big: Path) -> None:
     manifest, files = step(1, big.read_bytes())
     files[blob(big.read_bytes()).sha256] = big
