@@ -205,9 +205,8 @@ class Worker:
             outcome = self._ended.get()
             attempt = self._attempts[outcome.key, outcome.fence]
             self._publish(attempt)
-            self._agent.progress(
-                outcome.key, outcome.fence, phase=attempt.phase, log_size=outcome.log_size
-            )
+            id, size = (outcome.key, outcome.fence), outcome.log_size
+            self._do(self._agent.progress(*id, phase=attempt.phase, log_size=size))
             self._event_log.info(
                 f"{outcome.key[:12]}: {outcome.result} {outcome.message}",
                 worker=self.name,

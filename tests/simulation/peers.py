@@ -12,7 +12,16 @@ import msgspec
 from fabric.building import agent as worker_side
 from fabric.building.agent import WorkerAgent
 from fabric.errors import StoreError
-from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Rejected
+from fabric.wire.messages import (
+    STORING,
+    Desired,
+    LogPiece,
+    LogWanted,
+    Message,
+    Outcome,
+    Published,
+    Rejected,
+)
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -147,6 +156,8 @@ class Builder:
             world.at_node(self.node, seconds, partial(world.crash, self))
         else:
             result, damaged = self._how(name, depends)
+            if id[1] % 2:
+                world.at_node(self.node, seconds * 2 / 3, partial(self._stores, id))
             world.at_node(self.node, seconds, partial(self._end, id, result, damaged))
 
     def _how(self, name: str, depends: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -172,6 +183,11 @@ class Builder:
         self.logs[id] += data
         self.world.publish(self.node, Published(*id, offset, data))
         self._do(self.agent.progress(*id, phase=f"phase {offset % 3}", log_size=len(self.logs[id])))
+
+    def _stores(self, id: Id) -> None:
+        """From now on, the attempt only stores: its slot is free for another."""
+        if self.alive and id in self.agent.running:
+            self._do(self.agent.progress(*id, phase=STORING, log_size=len(self.logs[id])))
 
     def _end(self, id: Id, result: str, damaged: tuple[str, ...] = ()) -> None:
         if not self.alive or id not in self.agent.running:
