@@ -164,7 +164,11 @@ certify-toolchain: setup ## build the toolchain from source, then by itself, and
 
 .PHONY: test-from-source
 test-from-source: setup-test ## build all systems from source, search them and start them: many hours
-	$(BIN)/pytest tests/from_source
+	$(BIN)/pytest tests/from_source/test_from_source.py
+
+.PHONY: closed-loop
+closed-loop: setup-test-deploy ## build base-system on a farm of machines from source, and compare it: hours
+	$(BIN)/pytest -s tests/from_source/test_closed_loop.py
 
 ##@ Maintain
 

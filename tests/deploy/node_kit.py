@@ -19,7 +19,8 @@ class Node:
 
     ``tree`` is the system, which stays as it is; over it lies what is in the folder ``files``, as
     in an image.  It has an address of the VM host's network, which DNS there knows as its name;
-    ``key`` is the SSH key that lets in root.
+    ``key`` is the SSH key that lets in root.  What a worker keeps is in memory, or in the folder
+    ``disk``.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Node:
         files: Path,
         logs: Path,
         key: str | Path = "/root/.ssh/id_ed25519",
+        disk: Path | None = None,
     ) -> None:
         self.world = world = vmhost.world
         self.name = name
@@ -52,6 +54,7 @@ class Node:
         command = ["systemd-nspawn", f"--directory={place}/root", f"--machine={name}", "--boot"]
         command += ["--keep-unit", "--register=no", f"--network-bridge={BRIDGE}"]
         command += ["--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]
+        command += [f"--bind={disk}:/srv/distbuild"] if disk else []
         start = f"mkdir {group}; echo $$ > {group}/cgroup.procs; exec {shlex.join(command)}"
         with self._console.open("w") as log:
             world.daemon("sh", "-ec", start, log=log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from machines_kit import scratch, vmhost, world  # noqa: F401
 from systems_kit import Built, user_cache
 
 
