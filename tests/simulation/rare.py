@@ -18,6 +18,7 @@ EVENTS = (
     "two runs of a worker are heard by turns",
     "an outcome of a former broker's attempt comes",
     "an attempt of a former broker goes on",
+    "an attempt begins while another one is stored",
     "an attempt that nobody wanted is done, and counts",
     "an attempt does not end when it is told to",
     "a journal that cannot be written takes a request back",
@@ -97,6 +98,8 @@ class Before:
             yield "a former run of a worker is heard again"
         elif worker.rival:
             yield "two runs of a worker are heard by turns"
+        if worker.storing and len(worker.held) > worker.slots:
+            yield "an attempt begins while another one is stored"
         found = {(e.key, e.fence) for e in effects if isinstance(e, events.Began) and e.found}
         for effect in effects:
             if not isinstance(effect, events.Ended) or effect.outcome is None:
