@@ -221,7 +221,7 @@ def of_lorry(made: Component, lorry: Lorry) -> Component:
         case "tarball":
             default = identifiers.generic(name, version, url, sha256)
         case "debian-source":
-            version = identifiers.upstream_version(version, revised=lorry.debian_patches)
+            version = identifiers.upstream_version(version, revised=bool(lorry.debian_patches))
             if "ref" in lorry.lines:
                 version = identifiers.as_spelled(version, lorry.ref)
             default = identifiers.generic(name, version, "", sha256)

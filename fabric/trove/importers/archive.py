@@ -104,9 +104,14 @@ def read_inner(outer: Tree, pattern: str, shown: str, folder: Path, cancel: Canc
     return Tree(members(), newest)
 
 
+def starred(pattern: str) -> re.Pattern[str]:
+    """Paths that fit ``pattern``, in which ``*`` stands for any text without ``/``."""
+    return re.compile(re.escape(pattern).replace(r"\*", "[^/]*"))
+
+
 def _extract(outer: Tree, pattern: str, shown: str, file: Path, cancel: CancelToken) -> str:
     """Write the only member that fits to a file; return its path."""
-    wanted = re.compile(re.escape(pattern).replace(r"\*", "[^/]*"))
+    wanted = starred(pattern)
     fitting, others = [], []
     for member in outer.members:
         cancel.check()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from fabric import bounds
-from fabric.errors import SourceError
+from fabric.errors import SourceError, in_line, suggest
 from fabric.trove.importers import archive
 from fabric.trove.importers.commit import Member
 from fabric.trove.importers.download import Downloads
@@ -13,13 +14,15 @@ from fabric.trove.importers.patching import Change
 from fabric.trove.sources.lorries import Lorry
 
 _FOLDER = "debian/patches/"
+#: Patches that a message names.
+SHOWN = 10
 
 
 def changes(lorry: Lorry, downloads: Downloads) -> list[Change]:
-    """The patches that Debian applies, in its order, of a downloaded archive.
+    """The patches that Debian applies, in its order, of a downloaded archive: all, or those chosen.
 
     Their options are ignored, as by dpkg: each is applied with ``-p1``.  SourceError if the series
-    is wrong.
+    is wrong, or has none that was chosen.
     """
     assert lorry.debian_sha256 is not None
     package = f"{lorry.package} {lorry.version}"
@@ -40,6 +43,8 @@ def changes(lorry: Lorry, downloads: Downloads) -> list[Change]:
     names = [name for line in series.decode(errors="replace").splitlines() for name in _name(line)]
     if len(names) > bounds.PATCHES:
         raise SourceError(f"{where}: {package} has more than {bounds.PATCHES:,} patches, the limit")
+    if not isinstance(lorry.debian_patches, bool):
+        names = _chosen(lorry.debian_patches, names, f"{where}: {package}")
     found = []
     for name in names:
         if f"{_FOLDER}{name}" not in files:
@@ -50,10 +55,24 @@ def changes(lorry: Lorry, downloads: Downloads) -> list[Change]:
                 where=where,
                 name=f"{_FOLDER}{name} of {package}",
                 content=files[f"{_FOLDER}{name}"],
-                advice="Leave out `debian-patches`, and list what you need of it as `patches`.",
+                advice="List only the patches that you need as `debian-patches`, or as `patches`.",
             )
         )
     return found
+
+
+def _chosen(patterns: Sequence[str], names: Sequence[str], what: str) -> list[str]:
+    """The names that fit one of the patterns, in their order."""
+    chosen = set()
+    for pattern in patterns:
+        wanted = archive.starred(pattern)
+        fitting = {name for name in names if wanted.fullmatch(name)}
+        if not fitting:
+            there = in_line(", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else ""))
+            hint = suggest(pattern, names) or f"; its series names {there or 'none'}"
+            raise SourceError(f"{what} has no patch {pattern}{hint}")
+        chosen |= fitting
+    return [name for name in names if name in chosen]
 
 
 def _content(member: Member, files: dict[str, bytes]) -> bytes:

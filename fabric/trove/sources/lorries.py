@@ -15,7 +15,7 @@ aliases are written out), each value is what to import there::
       type: debian-source
       version: 1.37.0-6            # Debian's whole version but for an epoch
       sha256: ...
-      debian-patches: true         # apply debian/patches/series
+      debian-patches: true         # apply debian/patches/series; or a list of those to apply
       debian-sha256: ...           # of the archive with them
       patches: [patches/busybox/0001-fix.patch]    # then these, of the lorry's folder
     lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ..., tree: ...}
@@ -93,7 +93,7 @@ class Lorry:
     url: str = ""
     package: str = ""
     sha256: Digest | None = None
-    debian_patches: bool = False
+    debian_patches: bool | tuple[str, ...] = False  # all, or those that fit one of these
     debian_sha256: Digest | None = None
     inner: str = ""
     components: Mapping[str, Digest] = field(default_factory=dict)  # further orig tarballs
@@ -235,7 +235,8 @@ class Lorry:
             key = self.brought(part).import_key() if part.lorry else part.sha256
             yield ["component", path, bool(part.lorry), key, part.inner]
         if self.debian_patches:
-            yield ["debian-patches", self.debian_sha256]
+            chosen = [] if self.debian_patches is True else [self.debian_patches]
+            yield ["debian-patches", self.debian_sha256, *chosen]
         for _, content in self.series:
             yield ["patch", hashlib.sha256(content).hexdigest()]
 

@@ -19,7 +19,7 @@ Value = str | tuple[str, ...]
 _AFTER = {
     "version": ("package", "type"),
     "sha256": ("version", "package", "type", "inner", "url"),
-    "debian-sha256": ("debian-patches",),
+    "debian-sha256": ("debian-patches", "sha256", "version", "package", "type"),
     "tree": ("debian-sha256", "sha256", "version", "package", "type"),
     "patches": ("ref", "tree", "debian-sha256", "sha256", "version", "package", "type"),
 }

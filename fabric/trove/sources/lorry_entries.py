@@ -26,9 +26,10 @@ def composed(name: str, kind: str, given: Mapping[str, str]) -> str:
     required, optional = TYPES[kind]
     lines = [f"{scalar(name)}:", f"  type: {kind}"]
     for field in sorted(given, key=[*required, *optional, *given].index):
-        if field in LISTS:
+        flag = field == "debian-patches" and given[field] in ("true", "false")
+        if field in LISTS and not flag:
             lines += [f"  {field}:", *(f"  - {scalar(one)}" for one in given[field].split(","))]
-        elif field == "debian-patches" and given[field] in ("true", "false"):
+        elif flag:
             lines.append(f"  {field}: {given[field]}")
         else:
             lines.append(f"  {scalar(field)}: {scalar(given[field])}")

@@ -13,7 +13,7 @@ import msgspec
 
 from fabric import bounds
 from fabric.definitions.fields import Fields, kind_of, listing
-from fabric.definitions.located_yaml import Map
+from fabric.definitions.located_yaml import Map, Seq
 from fabric.errors import in_line, suggest
 from fabric.trove.sources import lorry_vex
 from fabric.trove.sources.aliases import is_git_url
@@ -85,14 +85,23 @@ def _component(fields: Fields, given: Map, line: int, what: str) -> None:
         allowed[key](fields, given, key, what)
 
 
-def _flag(fields: Fields, entry: Map, key: str, name: str) -> None:
-    if not isinstance(entry[key], bool):
-        found = kind_of(entry[key])
-        fields.report(entry.lines[key], f"{name}: {key!r} must be true or false, not {found}")
+def _debian_patches(fields: Fields, entry: Map, key: str, name: str) -> None:
+    """Whether all of Debian's patches are applied, or a list of those that are."""
+    value = entry[key]
+    if isinstance(value, Seq) and value:
+        _different(fields, entry, key, name, _DEBIAN_PATCH)
+    elif not isinstance(value, bool):
+        found = "an empty list" if value == [] else kind_of(value)
+        message = f"{name}: {key!r} must be true, false or a list of patches, not {found}"
+        fields.report(entry.lines[key], message)
 
 
 def _patches(fields: Fields, entry: Map, key: str, name: str) -> None:
-    """A list of different files."""
+    _different(fields, entry, key, name, _PATH)
+
+
+def _different(fields: Fields, entry: Map, key: str, name: str, kind: _Text) -> None:
+    """A list of different texts of that kind."""
     seen = set()
     given = fields.items(entry, key, name)
     if len(given) > bounds.PATCHES:
@@ -100,9 +109,9 @@ def _patches(fields: Fields, entry: Map, key: str, name: str) -> None:
         fields.report(entry.lines[key], message)
         return
     for line, one in given:
-        if not isinstance(one, str) or not _PATH.fits(one):
+        if not isinstance(one, str) or not kind.fits(one):
             shown = repr(one) if isinstance(one, str) else kind_of(one)
-            fields.report(line, f"{name}: {key!r}: {shown} must be {_PATH.meaning}")
+            fields.report(line, f"{name}: {key!r}: {shown} must be {kind.meaning}")
         elif one in seen:
             fields.report(line, f"{name}: {key!r}: {one} is there twice: it applies only once")
         else:
@@ -159,10 +168,9 @@ _PATH = _Text(
     r"(?!.*(?:^|/)(?:\.\.?|(?i:\.git))(?:/|$))[0-9A-Za-z_.+~=-]+(?:/[0-9A-Za-z_.+~=-]+)*",
     "a path like a/b, without .. and spaces",
 )
-_inner = _Text(
-    r"(?!.*(?:^|/)\.\.?(?:/|$))[!-.0-~]+(?:/[!-.0-~]+)*",
-    "a path like src/thing-*.tar.gz, without .. and spaces",
-)
+_STARRED = r"(?!.*(?:^|/)\.\.?(?:/|$))[!-.0-~]+(?:/[!-.0-~]+)*"
+_inner = _Text(_STARRED, "a path like src/thing-*.tar.gz, without .. and spaces")
+_DEBIAN_PATCH = _Text(_STARRED, "a name like fixes/CVE-*, without .. and spaces")
 _lorry = _Text(r"[a-z0-9A-Z_+~][0-9A-Za-z_+.~:/-]*", "the name of a lorry")
 SUPPLIER = _Text(r"[^<>]+ <(?:https?://[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>", "like NAME <EMAIL or URL>")
 #: Fields of every lorry that an SBOM takes over (`fabric.sbom`).  They change no import.
@@ -201,7 +209,7 @@ _OWN: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
         {
             **{"version": _version, "sha256": _sha256, "debian-sha256": _sha256},
             **{"tree": _tree, "ref": _ref, "package": _package, "inner": _inner},
-            **{"components": _Components(origs=True), "debian-patches": _flag},
+            **{"components": _Components(origs=True), "debian-patches": _debian_patches},
             "patches": _patches,
         },
     ),
@@ -267,7 +275,9 @@ MEANINGS = {
     " of a further orig tarball",
     "patches": "files, by their paths from the folder of the lorry file, applied in this order by"
     " `git apply`",
-    "debian-patches": "`true`: apply Debian's own patches first (source format `3.0 (quilt)`)",
+    "debian-patches": "`true`: apply Debian's own patches first (source format `3.0 (quilt)`); or a"
+    " list of those to apply, by their names in `debian/patches`; `*` stands for any text without"
+    " `/`",
     "debian-sha256": "the digest of the archive of Debian's patches, `*.debian.tar.*`",
     "license": "the SPDX license expression of what is imported, for the SBOM",
     "licenses": "package of the lock file -> its SPDX license expression, for the SBOM; default:"
@@ -296,7 +306,7 @@ MEANINGS = {
 #: Fields that `lorry update` fills in.
 FILLED_IN = ("version", "sha256", "debian-sha256", "tree")
 #: Fields that are lists of texts.
-LISTS = ("packages", "exclude", "patches")
+LISTS = ("packages", "exclude", "patches", "debian-patches")
 #: The fields of a component that is no orig tarball: either `lorry`, or the others.
 COMPONENT: dict[str, _Check] = {**_URL_COMPONENT, **_LORRY_COMPONENT}
 
@@ -327,8 +337,8 @@ def check_entry(fields: Fields, name: str, entry: Any, line: int, text: list[str
                 message += "; commit the change in the repository, or import a release"
             fields.report(given.lines[key], message)
     fields.known(given, name, {"type", *required, *optional}, but=others)
-    if "debian-sha256" in given and given.get("debian-patches") is not True:
-        message = f"{name}: 'debian-sha256' is for 'debian-patches: true': remove it"
+    if "debian-sha256" in given and not given.get("debian-patches"):
+        message = f"{name}: 'debian-sha256' is for 'debian-patches': remove it"
         fields.report(given.lines["debian-sha256"], message)
     for key in required.keys() - given.keys():
         fields.report(line, f"{name}: a lorry of type {kind} needs {key!r}")

@@ -482,8 +482,13 @@ def test_wrong_component_is_a_mistake(
             "thing: a lorry of type git has no 'patches': only tarball, debian-source,"
             " pypi have; commit the change in the repository, or import a release",
         ),
-        ({"type": "debian-source", "debian-patches": "yes"}, "must be true or false, not the text"),
-        ({"type": "debian-source", "debian-sha256": "ab" * 32}, "is for 'debian-patches: true'"),
+        ({"type": "debian-source", "debian-patches": "yes"}, "or a list of patches, not the text"),
+        ({"type": "debian-source", "debian-patches": []}, "not an empty list"),
+        (
+            {"type": "debian-source", "debian-patches": ["../a"]},
+            "'debian-patches': '../a' must be a name like fixes/CVE-*",
+        ),
+        ({"type": "debian-source", "debian-sha256": "ab" * 32}, "is for 'debian-patches'"),
     ],
 )
 def test_wrong_patches_are_a_mistake(

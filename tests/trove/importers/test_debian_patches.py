@@ -134,6 +134,45 @@ def test_debian_series_is_applied_in_order(archive: Archive) -> None:
     assert refs == "refs/tags/1.0-1"
 
 
+CHOSEN = "thing:\n  type: debian-source\n  debian-patches:\n  - {}\n"
+
+
+def test_debian_patches_that_were_chosen_are_applied(archive: Archive) -> None:
+    archive.write(CHOSEN.format("sub/*"))
+    archive.offer("1.0-1", orig_tar_xz=ORIG, debian_tar_xz=SERIES)
+    archive.update()
+    assert "thing: applying 1 patch" in archive.said
+    assert archive.content("main.c") == b"one\ntwo\nthree\n"
+    some = archive.content("other.c")
+    assert re.sub("[0-9a-f]{40,64}", "...", archive.lorry.read_text()) == (
+        "thing:\n  type: debian-source\n  version: 1.0-1\n  sha256: ...\n  debian-sha256: ...\n"
+        "  tree: ...\n  debian-patches:\n  - sub/*\n"
+    )
+    assert archive.update() == []
+    archive.write(LORRY)
+    archive.update()
+    assert archive.content("main.c") == b"one\n2\nthree\n", "all of them make another tree"
+    assert archive.content("other.c") == some
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [("fixx.patch", "; did you mean 'fix.patch'?"), ("*", "; its series names sub/more.patch")],
+)
+def test_debian_patch_that_is_not_there_is_named(archive: Archive, pattern: str, hint: str) -> None:
+    series = SERIES
+    if pattern == "*":  # it fits no name with a folder
+        members = {"debian/patches/series": b"sub/more.patch\n"}
+        series = debian({**members, "debian/patches/sub/more.patch": MORE})
+    archive.write(CHOSEN.format(f"'{pattern}'"))
+    archive.offer("1.0-1", orig_tar_xz=ORIG, debian_tar_xz=series)
+    with pytest.raises(SourceError) as caught:
+        archive.update()
+    assert str(caught.value) == (
+        f"sources/all.lorry:3: thing: thing 1.0-1 has no patch {pattern}{hint}"
+    )
+
+
 def test_debian_patches_come_before_those_of_the_lorry(archive: Archive) -> None:
     archive.offer("1.0-1", orig_tar_xz=ORIG, debian_tar_xz=SERIES)
     archive.write(LORRY + "  patches: [ours.patch]\n")
@@ -255,7 +294,7 @@ def test_debian_patch_that_does_not_fit_is_named(archive: Archive) -> None:
         " 1 (line 3 of the patch) does not fit main.c, which has no such lines near line 1; without"
         " lines of context at its end, it fits the end of the file only:\n"
         "  | zero\n"
-        "Leave out `debian-patches`, and list what you need of it as `patches`."
+        "List only the patches that you need as `debian-patches`, or as `patches`."
     )
 
 
