@@ -303,10 +303,13 @@ class Remote:
             return
         # These list one directory, mostly not those below it, by their own full paths.
         listing = self._heeding(lambda: self._store.list_with_delimiter(prefix))
-        yield from (_entry(meta, self._base) for meta in listing["objects"])
-        for folder in listing["common_prefixes"]:
+        for entry in (_entry(meta, self._base) for meta in listing["objects"]):
+            if entry.path.startswith(prefix + "/") and "/../" not in entry.path:
+                yield entry
+        for folder in dict.fromkeys(listing["common_prefixes"]):
             inside = _relative(folder, self._base)
-            if inside.startswith(prefix + "/"):  # the listing has the directory itself, too
+            # the listing has the directory itself, too, and no folder of a store has folders
+            if inside.startswith(prefix + "/") and inside.count("/") == 1:
                 yield from self.list(inside)
 
     def place(self, path: str) -> Path | None:  # noqa: ARG002

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import ssl
 import time
 import xml.etree.ElementTree as xml
@@ -30,6 +31,8 @@ Piece = bytes  # the class below has a method of that name
 REFUSAL = 4096
 #: Most connections that are kept for the next request.
 KEPT = 16
+#: How deep elements nest in a list of a folder, at most.
+DEEPEST = 16
 #: The first pause before a request is repeated, in seconds; each is twice the one before.
 PAUSE = 0.5
 _BROKEN = (OSError, http.client.HTTPException)
@@ -175,27 +178,22 @@ class WebDav:
         self._patiently(delete)
 
     def list_with_delimiter(self, prefix: str) -> dict[str, Any]:
-        """The objects of a folder, and the folders in it, by their paths from the server's top."""
+        """The objects of a folder, and the folders in it, by their paths from the server's top.
 
-        def read() -> bytes:
+        None if there is no such folder.
+        """
+
+        def read() -> _Listing:
             with self._asked("PROPFIND", f"{prefix}/", headers={"Depth": "1"}) as answer:
                 return _listing(answer)
 
-        objects: list[dict[str, Any]] = []
-        folders: list[str] = []
         try:
-            listing = xml.fromstring(self._patiently(read))
-        except xml.ParseError as error:
-            raise DavError(f"the answer to PROPFIND of {prefix} is not XML: {error}") from None
-        for one in listing.iter(f"{_DAV}response"):
-            path = unquote(urlsplit(one.findtext(f"{_DAV}href", "")).path).strip("/")
-            if one.find(f".//{_DAV}collection") is not None:
-                folders.append(path)
-                continue
-            size = one.findtext(f".//{_DAV}getcontentlength", "0")
-            changed = one.findtext(f".//{_DAV}getlastmodified", "")
-            objects.append({"path": path, "size": int(size), "last_modified": _date(changed)})
-        return {"objects": objects, "common_prefixes": folders}
+            found = self._patiently(read)
+        except FileNotFoundError:
+            found = _Listing()
+        except (xml.ParseError, ValueError) as error:
+            raise DavError(f"the answer to PROPFIND of {prefix} cannot be used: {error}") from None
+        return {"objects": found.objects, "common_prefixes": found.folders}
 
     def begin(
         self, method: str, path: str, **request: Any
@@ -267,7 +265,7 @@ class WebDav:
                 if kept:
                     continue
                 raise
-            if answer.status < 300:
+            if answer.status < 300 and (answer.status == 207) == (method == "PROPFIND"):
                 return connection, answer
             content = answer.read(REFUSAL)
             connection.close()
@@ -309,11 +307,87 @@ def said(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _listing(answer: http.client.HTTPResponse) -> bytes:
-    content = answer.read(DAV_LISTING + 1)
-    if len(content) > DAV_LISTING:
-        raise DavError(f"a list of a folder has more than {DAV_LISTING:,} bytes")
-    return content
+class _Listing:
+    """Collects the members of a folder from an answer to PROPFIND, as the target of a parser.
+
+    It holds no more of the answer than these.  ValueError if the answer is something else.
+    """
+
+    def __init__(self) -> None:
+        self.objects: list[dict[str, Any]] = []
+        self.folders: list[str] = []
+        self._open: list[str] = []  # elements
+        self._text: list[str] = []  # of the innermost one
+        self._here: dict[str, str] = {}  # element -> text, in this propstat
+        self._member: dict[str, str] = {}  # element -> text, in this response
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it has a DOCTYPE")  # whose entities may be endless
+
+    def start(self, tag: str, _: object) -> None:
+        if not self._open and tag != f"{_DAV}multistatus":
+            raise ValueError("it is a list of no folder")
+        if len(self._open) == DEEPEST:
+            raise ValueError("it is nested too deeply")
+        self._open.append(tag)
+        self._text = []
+
+    def data(self, text: str) -> None:
+        if self._open[-1] in _TOLD:
+            self._text.append(text)
+
+    def end(self, tag: str) -> None:
+        self._open.pop()
+        if tag in _TOLD:
+            self._here[tag] = "".join(self._text)
+        elif tag == f"{_DAV}propstat":
+            # the others are those that the server does not tell
+            if self._here.pop(f"{_DAV}status", "").split()[1:2] == ["200"]:
+                self._member |= self._here
+            self._here = {}
+        elif tag == f"{_DAV}response":
+            self._add({**self._here, **self._member})
+            self._here, self._member = {}, {}
+
+    def _add(self, member: dict[str, str]) -> None:
+        path = unquote(urlsplit(member.get(f"{_DAV}href", "")).path).strip("/")
+        if f"{_DAV}collection" in member:
+            self.folders.append(path)
+            return
+        changed = member.get(f"{_DAV}getlastmodified")
+        if not changed:  # gc would take it for an old one
+            raise ValueError(f"{path} has no date")
+        size = _size(member.get(f"{_DAV}getcontentlength"))
+        self.objects.append({"path": path, "size": size, "last_modified": _date(changed)})
+
+    def close(self) -> _Listing:
+        return self
+
+
+#: The elements that `_Listing` reads.
+_TOLD = {
+    f"{_DAV}{name}"
+    for name in ("href", "status", "collection", "getcontentlength", "getlastmodified")
+}
+
+
+def _listing(answer: http.client.HTTPResponse) -> _Listing:
+    parser = xml.XMLParser(target=_Listing())
+    read = 0
+    while piece := answer.read(CHUNK):
+        read += len(piece)
+        if read > DAV_LISTING:
+            raise DavError(f"a list of a folder has more than {DAV_LISTING:,} bytes")
+        parser.feed(piece)
+    _demand_end(answer)
+    found: _Listing = parser.close()
+    return found
+
+
+def _demand_end(answer: http.client.HTTPResponse) -> None:
+    """IncompleteRead if an answer that was read ended before its Content-Length."""
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
 
 
 def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:
@@ -321,6 +395,23 @@ def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:
     return {"path": path, "size": size, "last_modified": _date(answer.headers["Last-Modified"])}
 
 
+def _size(text: str | None) -> int:
+    """A number of bytes; ValueError if it is none."""
+    if not re.fullmatch("[0-9]{1,18}", text or ""):
+        raise ValueError(f"{_shown(text)} is no size")
+    return int(text or "")
+
+
 def _date(text: str | None) -> datetime:
     """A date of HTTP; ValueError if it is none."""
-    return parsedate_to_datetime(text) if text else datetime.fromtimestamp(0, UTC)
+    if not text:
+        return datetime.fromtimestamp(0, UTC)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{_shown(text)} is no date") from None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _shown(text: str | None) -> str:
+    return repr(text and text[:60])

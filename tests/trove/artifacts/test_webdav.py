@@ -1,0 +1,246 @@
+"""Without obstore, a WebDAV server that is broken or hostile costs only errors, and little time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from store_kit import blob, key, step
+
+from fabric.errors import StoreError
+from fabric.trove.artifacts import remote
+from fabric.trove.artifacts.backend import Haste
+from fabric.trove.artifacts.store import Store
+
+DATA = b"0123456789" * 10
+DATE = "Tue, 01 Dec 2026 08:00:00 GMT"
+MIB = 1024 * 1024
+
+
+class Asked(NamedTuple):
+    """A request, and the number of its connection."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    connection: int
+
+
+Answer = Callable[[Asked], bytes | Iterable[bytes]]
+
+
+def reply(status: str = "200 OK", content: bytes = b"", **headers: object) -> bytes:
+    """An answer; ``headers`` with "_" for "-", None for one that it lacks."""
+    given = {"Content-Length": len(content), "Last-Modified": DATE}
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{name}: {value}\r\n" for name, value in given.items() if value is not None]
+    return f"HTTP/1.1 {status}\r\n{''.join(lines)}\r\n".encode() + content
+
+
+class Hostile:
+    """A server that answers as a function says: with bytes, or with pieces for as long as it runs.
+
+    A connection stays open unless its answer has "Connection: close".  ``reads`` is the most that
+    is read of an upload.
+    """
+
+    def __init__(self, answer: Answer, reads: int = 1 << 40, address: str = "127.0.0.1") -> None:
+        self._answer = answer
+        self._reads = reads
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family)
+        self.port: int = self._listener.getsockname()[1]
+        self.asked: list[Asked] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Hostile:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def store(self, scratch: Path, path: str = "/a", haste: Haste | None = None) -> Store:
+        return Store(f"http://127.0.0.1:{self.port}{path}", scratch, haste=haste)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            for number in range(1000):
+                client, _ = self._listener.accept()
+                client.settimeout(0.1)
+                self._threads.append(threading.Thread(target=self._serve, args=(client, number)))
+                self._threads[-1].start()
+
+    def _serve(self, client: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError), client:
+            rest = b""
+            while not self._over.is_set():
+                while b"\r\n\r\n" not in rest:
+                    rest += self._received(client)
+                head, _, rest = rest.partition(b"\r\n\r\n")
+                first, *lines = head.decode().split("\r\n")
+                method, path, _ = first.split(" ")
+                headers = dict(line.lower().split(": ", 1) for line in lines)
+                size = min(self._reads, int(headers.get("content-length", 0)))
+                while len(rest) < size:
+                    rest += self._received(client)
+                rest = rest[size:]
+                self.asked.append(Asked(method, path, headers, number))
+                answer = self._answer(self.asked[-1])
+                closes = False
+                for piece in [answer] if isinstance(answer, bytes) else answer:
+                    closes = closes or b"Connection: close" in piece
+                    client.settimeout(5)
+                    client.sendall(piece)
+                    client.settimeout(0.1)
+                    if self._over.is_set():
+                        return
+                if closes:
+                    return
+
+    def _received(self, client: socket.socket) -> bytes:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                if piece := client.recv(65536):
+                    return piece
+                break
+        raise ConnectionError
+
+
+@pytest.fixture(autouse=True)
+def client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    monkeypatch.setattr(remote, "SILENCE", 1)
+
+
+def refused(use: Callable[[], object]) -> str:
+    """The text of the error, which is one of the store."""
+    with pytest.raises(StoreError) as caught:
+        use()
+    return str(caught.value)
+
+
+def dripping(start: bytes, rest: bytes = b"x" * 10_000) -> Iterator[bytes]:
+    """The start of an answer, and the rest a byte at a time."""
+    yield start
+    for each in rest:
+        time.sleep(0.2)
+        yield bytes([each])
+
+
+# -- lists of folders --------------------------------------------------------------------------
+
+
+def entry(
+    path: str, inside: str = "", status: str = "200 OK", date: str = DATE, size: str = "5"
+) -> str:
+    """A member of a list; ``inside`` is more of its properties."""
+    if date:
+        inside += f"<D:getlastmodified>{date}</D:getlastmodified>"
+    inside += f"<D:getcontentlength>{size}</D:getcontentlength>"
+    return (
+        f"<D:response><D:href>{path}</D:href><D:propstat><D:prop>{inside}</D:prop>"
+        f"<D:status>HTTP/1.1 {status}</D:status></D:propstat></D:response>"
+    )
+
+
+FOLDER = "<D:resourcetype><D:collection/></D:resourcetype>"
+
+
+def listing(*entries: str, before: str = "") -> bytes:
+    text = f'{before}<D:multistatus xmlns:D="DAV:">{"".join(entries)}</D:multistatus>'
+    return reply("207 Multi-Status", text.encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (reply("200 OK", b"<html><body/></html>"), "200 OK"),
+        (reply("207 Multi-Status", b"<html><body/></html>"), "it is a list of no folder"),
+        (reply("207 Multi-Status", b"<html>"), "it is a list of no folder"),
+        (reply("207 Multi-Status", b"no XML"), "syntax error"),
+        (listing(entry(f"/a/manifests/{key(1)}", date="")), f"{key(1)} has no date"),
+        (listing(entry(f"/a/manifests/{key(1)}", date="gibberish")), "'gibberish' is no date"),
+        (listing(entry(f"/a/manifests/{key(1)}", date=DATE.replace("2", "2" * 30))), "is no date"),
+        (listing(entry(f"/a/manifests/{key(1)}", status="403 Forbidden")), "has no date"),
+        (listing(entry(f"/a/manifests/{key(1)}", size="-1")), "'-1' is no size"),
+        (listing(entry(f"/a/manifests/{key(1)}", size="")), "'' is no size"),
+        (listing(entry("http://[/x")), "Invalid IPv6 URL"),
+        (listing("<D:response>" * 100), "it is nested too deeply"),
+        (listing(entry("/a/&x;"), before='<!DOCTYPE a [<!ENTITY x "y">]>'), "it has a DOCTYPE"),
+        (listing()[:-5] + b"Connection: close", "unclosed token"),
+    ],
+)
+def test_list_that_is_no_list_is_an_error(answer: bytes, text: str, tmp_path: Path) -> None:
+    """And not an empty one: gc would remove what no listed manifest names."""
+    with Hostile(lambda _: answer) as server:
+        store = server.store(tmp_path)
+        for use in (lambda: list(store.keys()), store.usage):
+            said = refused(use)
+            assert text in said
+            assert said.endswith(
+                "; only a WebDAV server that answers PROPFIND can be listed and cleaned from here"
+            )
+
+
+def test_list_that_breaks_off_is_asked_for_again(tmp_path: Path) -> None:
+    whole = listing(entry(f"/a/manifests/{key(1)}"))
+    broken = [whole.replace(b"207", b"207 Connection: close")[:250]]
+    with Hostile(lambda _: broken.pop() if broken else whole) as server:
+        assert list(server.store(tmp_path).keys()) == [key(1)]
+        assert len(server.asked) == 2
+
+
+def test_list_of_no_folder_is_empty(tmp_path: Path) -> None:
+    """A new server has none yet."""
+    with Hostile(lambda asked: reply("404" if asked.method == "PROPFIND" else "200")) as server:
+        store = server.store(tmp_path)
+        assert list(store.keys()) == []
+        assert store.usage().manifests == 0
+        assert store.gc(set(), now=time.time).bytes == 0
+
+
+def test_list_has_only_what_is_below_its_folder(tmp_path: Path) -> None:
+    right = f"/a/manifests/{key(1)}"
+    others = ("/", "/other/", "/a/blobs/", "/a/manifests/../blobs/", "/a/manifests/x/../../blobs/")
+    found = listing(entry(right), *(entry(f"{other}{key(2)}") for other in others))
+    with Hostile(lambda _: found) as server:
+        listed = server.store(tmp_path)._backend.list("manifests")
+        assert [one.path for one in listed] == [f"manifests/{key(1)}"]
+
+
+def test_folders_without_end_are_not_followed(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> bytes:
+        return listing(*(entry(f"{asked.path}{name}/", FOLDER) for name in ("", "x", "x", "y")))
+
+    with Hostile(answer) as server:
+        assert server.store(tmp_path).usage().blobs == 0
+        assert len(server.asked) == 2 * 3
+
+
+def test_list_takes_little_memory(tmp_path: Path) -> None:
+    """That of its objects, however large the answer is."""
+    found = listing(entry("/a/manifests/x", "<D:x/>" * MIB))
+    with Hostile(lambda _: found) as server:
+        store = server.store(tmp_path)
+        tracemalloc.start()
+        try:
+            assert len(list(store._backend.list("manifests"))) == 1
+            assert tracemalloc.get_traced_memory()[1] < len(found)
+        finally:
+            tracemalloc.stop()
