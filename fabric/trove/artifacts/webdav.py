@@ -68,7 +68,7 @@ class Got:
 
     def __del__(self) -> None:
         if self._held:
-            self._connection.close()
+            _close(self._connection, self._answer)
 
     def bytes(self) -> Piece:
         """All of it."""
@@ -81,14 +81,14 @@ class Got:
         left = self._dav.patience.retries
         while done < size:
             if time.monotonic() > self._until:
-                self._connection.close()
+                _close(self._connection, self._answer)
                 raise DavError(f"{self._path} takes longer than the store has")
             try:
                 piece = self._answer.read(min(min_chunk_size, size - done))
                 if not piece:
                     raise http.client.IncompleteRead(b"", size - done)
             except _BROKEN as error:
-                self._connection.close()
+                _close(self._connection, self._answer)
                 if not left:
                     raise DavError(f"{self._path} ends too early: {said(error)}") from None
                 left -= 1
@@ -96,7 +96,6 @@ class Got:
                 continue
             done += len(piece)
             yield piece
-        self._answer.read()
         self._held = False
         self._dav.keep(self._connection, self._answer)
 
@@ -106,7 +105,7 @@ class Got:
             headers["If-Match"] = self._tag
         self._connection, self._answer = self._dav.begin("GET", self._path, headers=headers)
         if self._answer.status != 206 or self._answer.headers.get("ETag", "") != self._tag:
-            self._connection.close()
+            _close(self._connection, self._answer)
             raise DavError(f"{self._path} was replaced while it was downloaded")
 
 
@@ -204,25 +203,23 @@ class WebDav:
     def keep(
         self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
     ) -> None:
-        """Use a connection again, whose answer is read to its end."""
-        if answer.will_close or len(self._idle) == KEPT:
-            connection.close()
-        else:
+        """Use a connection again, unless its answer has more than is worth reading."""
+        with contextlib.suppress(*_BROKEN):
+            answer.read(REFUSAL)
+        if answer.isclosed() and not answer.will_close and len(self._idle) < KEPT:
             self._idle.append(connection)
+        else:
+            _close(connection, answer)
 
     @contextlib.contextmanager
     def _asked(self, method: str, path: str, **request: Any) -> Iterator[http.client.HTTPResponse]:
         connection, answer = self._once(method, path, **request)
         try:
             yield answer
-            rest = answer.read(REFUSAL)
         except BaseException:
-            connection.close()
+            _close(connection, answer)
             raise
-        if rest:
-            connection.close()
-        else:
-            self.keep(connection, answer)
+        self.keep(connection, answer)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Call again after a failure of the connection or the server, with growing pauses."""
@@ -267,8 +264,13 @@ class WebDav:
                 raise
             if answer.status < 300 and (answer.status == 207) == (method == "PROPFIND"):
                 return connection, answer
-            content = answer.read(REFUSAL)
-            connection.close()
+            content = b""
+            with contextlib.suppress(*_BROKEN):
+                content = answer.read(REFUSAL)
+            if body is None:
+                self.keep(connection, answer)
+            else:  # who refuses an upload may not have read all of it
+                _close(connection, answer)
             if answer.status in (404, 410):
                 raise FileNotFoundError(path)
             text = (
@@ -296,6 +298,12 @@ class WebDav:
             raise DavError(f"InvalidCertificate({kind}): {error.verify_message}") from None
         connection.sock.settimeout(self.patience.silence)
         return connection
+
+
+def _close(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
+    """Close a connection; its answer has it, too, and would keep it open."""
+    answer.close()
+    connection.close()
 
 
 class _Failed(Exception):
@@ -391,7 +399,10 @@ def _demand_end(answer: http.client.HTTPResponse) -> None:
 
 
 def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:
-    size = int(answer.headers.get("Content-Length") or 0)
+    try:
+        size = _size(answer.headers["Content-Length"])
+    except ValueError as error:
+        raise DavError(f"its answer has no valid Content-Length: {error}") from None
     return {"path": path, "size": size, "last_modified": _date(answer.headers["Last-Modified"])}
 
 

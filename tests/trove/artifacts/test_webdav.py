@@ -244,3 +244,64 @@ def test_list_takes_little_memory(tmp_path: Path) -> None:
             assert tracemalloc.get_traced_memory()[1] < len(found)
         finally:
             tracemalloc.stop()
+
+
+# -- objects -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "text"),
+    [
+        ({"Content_Length": None}, "its answer has no valid Content-Length: None is no size"),
+        ({"Content_Length": "abc"}, "its answer has no valid Content-Length: 'abc' is no size"),
+        ({"Content_Length": -5}, "its answer has no valid Content-Length: '-5' is no size"),
+        ({"Last_Modified": "gibberish"}, "'gibberish' is no date"),
+        ({"Last_Modified": DATE.replace("2", "2" * 30)}, "is no date"),
+        ({"Last_Modified": DATE.replace("GMT", "+" + "9" * 20)}, "is no date"),
+    ],
+)
+def test_object_of_no_size_or_date_is_an_error(
+    headers: dict[str, object], text: str, tmp_path: Path
+) -> None:
+    """And neither absent nor damaged: both would have it built again."""
+    with Hostile(lambda _: reply(content=DATA, Connection="close", **headers)) as server:
+        store = server.store(tmp_path)
+        for use in (
+            lambda: store.has([key(1)]),
+            lambda: store.manifest(key(1)),
+            lambda: store.path(blob(DATA)),
+            lambda: store.put(*step(1)),
+        ):
+            assert text in refused(use)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_content_without_end_is_not_read(encoded: bool, tmp_path: Path) -> None:
+    """Even if the server says before how long it is."""
+
+    def answer(asked: Asked) -> Iterator[bytes]:
+        more: dict[str, object] = {"Transfer_Encoding": "chunked"} if encoded else {}
+        part = "range" in asked.headers
+        if not part:
+            more["Content_Length"] = len(DATA)
+        else:
+            more |= {"Content_Length": None, "Content_Range": f"bytes 50-99/{len(DATA)}"}
+        piece = b"%x\r\n%b\r\n" % (MIB, b"x" * MIB) if encoded else b"x" * MIB
+        first = b"%x\r\n%b\r\n" % (len(DATA), DATA) if encoded else DATA
+        if encoded or part:
+            yield reply("206 Partial Content" if part else "200 OK", **more)
+            yield first[50:] if part and not encoded else first
+            for _ in range(1000):
+                yield piece
+        else:
+            yield reply(**more, Connection="close") + DATA[:50]
+
+    with Hostile(answer) as server:
+        began = time.monotonic()
+        tracemalloc.start()
+        try:
+            assert server.store(tmp_path).read(blob(DATA)) == DATA
+            assert tracemalloc.get_traced_memory()[1] < 16 * MIB
+        finally:
+            tracemalloc.stop()
+        assert time.monotonic() - began < 3
