@@ -101,12 +101,16 @@ class Got:
 
     def _again(self, done: int) -> None:
         headers = {"Range": f"bytes={done}-"}
-        if self._tag:
+        if self._tag.startswith('"'):  # no weak one matches
             headers["If-Match"] = self._tag
         self._connection, self._answer = self._dav.begin("GET", self._path, headers=headers)
-        if self._answer.status != 206 or self._answer.headers.get("ETag", "") != self._tag:
+        try:
+            _demand_part(self._answer, f"{done}-")
+            if self._answer.headers.get("ETag", "") != self._tag:
+                raise DavError(f"{self._path} was replaced while it was downloaded")
+        except DavError:
             _close(self._connection, self._answer)
-            raise DavError(f"{self._path} was replaced while it was downloaded")
+            raise
 
 
 class WebDav:
@@ -149,13 +153,14 @@ class WebDav:
         return Got(self, path)
 
     def get_range(self, path: str, *, start: int, length: int) -> bytes:
-        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
+        part = f"{start}-{start + length - 1}"
 
         def read() -> bytes:
-            with self._asked("GET", path, headers=wanted) as answer:
-                content = answer.read(length if answer.status == 206 else start + length)
-                if answer.status != 206:
-                    content = content[start:]
+            with self._asked("GET", path, headers={"Range": f"bytes={part}"}) as answer:
+                _demand_part(answer, f"{part}/")
+                content = answer.read(length)
+                if len(content) < length:
+                    raise http.client.IncompleteRead(content, length - len(content))
                 return content
 
         return self._patiently(read)
@@ -387,15 +392,19 @@ def _listing(answer: http.client.HTTPResponse) -> _Listing:
         if read > DAV_LISTING:
             raise DavError(f"a list of a folder has more than {DAV_LISTING:,} bytes")
         parser.feed(piece)
-    _demand_end(answer)
+    if answer.length:  # it ended before
+        raise http.client.IncompleteRead(b"", answer.length)
     found: _Listing = parser.close()
     return found
 
 
-def _demand_end(answer: http.client.HTTPResponse) -> None:
-    """IncompleteRead if an answer that was read ended before its Content-Length."""
-    if answer.length:
-        raise http.client.IncompleteRead(b"", answer.length)
+def _demand_part(answer: http.client.HTTPResponse, part: str) -> None:
+    """DavError unless an answer has the part of an object that begins so."""
+    found = answer.headers.get("Content-Range", "")
+    if answer.status != 206 or not found.startswith(f"bytes {part}"):
+        raise DavError(
+            f"it does not send the part that was asked for: {answer.status} {_shown(found)}"
+        )
 
 
 def _meta(path: str, answer: http.client.HTTPResponse) -> dict[str, Any]:

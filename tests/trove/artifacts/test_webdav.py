@@ -305,3 +305,68 @@ def test_content_without_end_is_not_read(encoded: bool, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert time.monotonic() - began < 3
+
+
+def ranged(size: int, answer: Callable[[int], bytes]) -> Answer:
+    """Answers a request for the end of an object; the whole one breaks off in the middle."""
+
+    def reply_(asked: Asked) -> bytes:
+        if part := asked.headers.get("range"):
+            return answer(int(part.removeprefix("bytes=").partition("-")[0]))
+        content = b"" if asked.method == "HEAD" else DATA[: size // 2]
+        return reply(content=content, Content_Length=size, ETag='"1"', Connection="close")
+
+    return reply_
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Range": f"bytes 0-49/{len(DATA)}"},
+        {"Content_Range": None},
+        {"status": "200 OK"},
+    ],
+)
+def test_part_that_is_another_one_is_an_error(headers: dict[str, str], tmp_path: Path) -> None:
+    """No byte of it is believed: it is not what was asked for."""
+
+    def part(start: int) -> bytes:
+        right = {"Content_Range": f"bytes {start}-99/{len(DATA)}", "ETag": '"1"'}
+        return reply(**{"status": "206 Partial Content", **right, **headers}, content=DATA[start:])
+
+    with Hostile(ranged(len(DATA), part)) as server:
+        store = server.store(tmp_path)
+        for use in (lambda: store.read(blob(DATA), 60, 40), lambda: store.path(blob(DATA))):
+            said = refused(use)
+            assert "it does not send the part that was asked for" in said
+            assert "damaged" not in said
+        headers.update(status="206 Partial Content", Content_Range="bytes 60-99/*")
+        assert store.read(blob(DATA), 60, 40) == DATA[60:]
+
+
+@pytest.mark.parametrize("size", [40, None])
+def test_part_that_breaks_off_is_asked_for_again(size: int | None, tmp_path: Path) -> None:
+    short = [DATA[60:70]]
+
+    def part(start: int) -> bytes:
+        status, place = "206 Partial Content", f"bytes {start}-99/{len(DATA)}"
+        content = short.pop() if short else DATA[start:]
+        return reply(status, content, Content_Range=place, Content_Length=size, Connection="close")
+
+    with Hostile(ranged(len(DATA), part)) as server:
+        assert server.store(tmp_path).read(blob(DATA), 60, 40) == DATA[60:]
+
+
+def test_download_resumes_if_its_tag_is_weak(tmp_path: Path) -> None:
+    """A server compares no weak tag for If-Match, and answers 412."""
+
+    def answer(asked: Asked) -> bytes:
+        if "if-match" in asked.headers:
+            return reply("412 Precondition Failed")
+        if "range" in asked.headers:
+            place = f"bytes 50-99/{len(DATA)}"
+            return reply("206 Partial Content", DATA[50:], Content_Range=place, ETag='W/"1"')
+        return reply(content=DATA[:50], Content_Length=100, ETag='W/"1"', Connection="close")
+
+    with Hostile(answer) as server:
+        assert server.store(tmp_path).read(blob(DATA)) == DATA
