@@ -13,7 +13,7 @@ import ssl
 import time
 import xml.etree.ElementTree as xml
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from mmap import mmap
@@ -258,16 +258,24 @@ class WebDav:
             if isinstance(body, mmap):
                 body.seek(0)
             try:
-                # who refuses an upload need not read it: the answer is there nevertheless
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                cut = False
+                try:
                     connection.request(method, f"/{target}", body=body, headers=given)
+                except (BrokenPipeError, ConnectionResetError):
+                    cut = True  # who refuses an upload need not read it: there may be an answer
                 answer = connection.getresponse()
+                while answer.status < 200:  # it is to be continued
+                    answer.headers = None  # type: ignore[assignment]
+                    answer.begin()
+                if cut and answer.status < 300:
+                    _close(connection, answer)
+                    raise ConnectionResetError("the server has not read all of it")
             except _BROKEN:
                 connection.close()
                 if kept:
                     continue
                 raise
-            if answer.status < 300 and (answer.status == 207) == (method == "PROPFIND"):
+            if _is_success(method, given, answer.status):
                 return connection, answer
             content = b""
             with contextlib.suppress(*_BROKEN):
@@ -303,6 +311,15 @@ class WebDav:
             raise DavError(f"InvalidCertificate({kind}): {error.verify_message}") from None
         connection.sock.settimeout(self.patience.silence)
         return connection
+
+
+def _is_success(method: str, headers: Mapping[str, str], status: int) -> bool:
+    """Whether an answer is one to the request, not to another one."""
+    if status == 207:
+        return method == "PROPFIND"
+    if status == 206:
+        return "Range" in headers
+    return status < 300 and method != "PROPFIND"
 
 
 def _close(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
@@ -373,8 +390,8 @@ class _Listing:
         size = _size(member.get(f"{_DAV}getcontentlength"))
         self.objects.append({"path": path, "size": size, "last_modified": _date(changed)})
 
-    def close(self) -> _Listing:
-        return self
+    def close(self) -> None:
+        pass
 
 
 #: The elements that `_Listing` reads.
@@ -385,7 +402,8 @@ _TOLD = {
 
 
 def _listing(answer: http.client.HTTPResponse) -> _Listing:
-    parser = xml.XMLParser(target=_Listing())
+    found = _Listing()
+    parser = xml.XMLParser(target=found)
     read = 0
     while piece := answer.read(CHUNK):
         read += len(piece)
@@ -394,7 +412,7 @@ def _listing(answer: http.client.HTTPResponse) -> _Listing:
         parser.feed(piece)
     if answer.length:  # it ended before
         raise http.client.IncompleteRead(b"", answer.length)
-    found: _Listing = parser.close()
+    parser.close()
     return found
 
 

@@ -370,3 +370,59 @@ def test_download_resumes_if_its_tag_is_weak(tmp_path: Path) -> None:
 
     with Hostile(answer) as server:
         assert server.store(tmp_path).read(blob(DATA)) == DATA
+
+
+# -- answers that come before their time, or never ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "early", [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 103\r\nX: 1\r\n\r\n"]
+)
+def test_answer_to_be_continued_counts_for_nothing(early: bytes, tmp_path: Path) -> None:
+    """Neither is anything stored, nor is the rest taken for the next answer."""
+
+    def answer(asked: Asked) -> bytes:
+        if asked.method == "PUT":
+            return early * 3 + reply("403 Forbidden")
+        return early + reply("200 OK" if asked.path.endswith(key(3)) else "404 Not Found")
+
+    with Hostile(answer) as server:
+        store = server.store(tmp_path)
+        assert "403 Forbidden" in refused(lambda: store.put(*step(1)))
+        assert store.there([blob(b"x")]) == store.has([key(1)]) == set()
+
+
+def test_part_that_nobody_asked_for_is_an_error(tmp_path: Path) -> None:
+    """It would count as a damaged object."""
+    with Hostile(lambda _: reply("206 Partial Content", DATA[:50])) as server:
+        store = server.store(tmp_path)
+        for use in (lambda: store.read(blob(DATA)), lambda: store.manifest(key(1))):
+            said = refused(use)
+            assert "206 Partial Content" in said
+            assert "damaged" not in said
+
+
+def test_upload_that_is_only_partly_read_is_not_stored(tmp_path: Path) -> None:
+    big = bytes(32 * MIB)
+
+    def answer(asked: Asked) -> bytes:
+        if asked.method == "HEAD":
+            return reply("404 Not Found")
+        return reply("201 Created", Connection="close")
+
+    with Hostile(answer, reads=MIB) as server:
+        refused(lambda: server.store(tmp_path).put(*step(1, big)))
+        assert not any(
+            asked.path.endswith(key(1)) for asked in server.asked if asked.method == "PUT"
+        )
+
+
+def test_refusal_of_an_upload_that_is_only_partly_read_is_told(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> bytes:
+        if asked.method == "HEAD":
+            return reply("404 Not Found")
+        return reply("413 Too Large", Connection="close")
+
+    with Hostile(answer, reads=MIB) as server:
+        said = refused(lambda: server.store(tmp_path).put(*step(1, bytes(32 * MIB))))
+        assert "413 Too Large; the server takes no files of that size" in said
