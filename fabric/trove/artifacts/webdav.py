@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import re
+import socket
 import ssl
 import time
 import xml.etree.ElementTree as xml
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from mmap import mmap
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from fabric.bounds import DAV_LISTING
@@ -33,6 +35,8 @@ REFUSAL = 4096
 KEPT = 16
 #: How deep elements nest in a list of a folder, at most.
 DEEPEST = 16
+#: Bytes of an upload that are sent at a time.
+SENT = 64 * 1024
 #: The first pause before a request is repeated, in seconds; each is twice the one before.
 PAUSE = 0.5
 _BROKEN = (OSError, http.client.HTTPException)
@@ -61,7 +65,7 @@ class Got:
         self._path = path
         self._until = time.monotonic() + dav.patience.whole
         self._held = False
-        self._connection, self._answer = dav.begin("GET", path)
+        self._connection, self._answer = dav.begin("GET", path, until=self._until)
         self._held = True
         self._tag = self._answer.headers.get("ETag", "")
         self.meta = _meta(path, self._answer)
@@ -80,16 +84,13 @@ class Got:
         done = 0
         left = self._dav.patience.retries
         while done < size:
-            if time.monotonic() > self._until:
-                _close(self._connection, self._answer)
-                raise DavError(f"{self._path} takes longer than the store has")
             try:
                 piece = self._answer.read(min(min_chunk_size, size - done))
                 if not piece:
                     raise http.client.IncompleteRead(b"", size - done)
             except _BROKEN as error:
                 _close(self._connection, self._answer)
-                if not left:
+                if not left or time.monotonic() > self._until:
                     raise DavError(f"{self._path} ends too early: {said(error)}") from None
                 left -= 1
                 self._again(done)
@@ -103,7 +104,9 @@ class Got:
         headers = {"Range": f"bytes={done}-"}
         if self._tag.startswith('"'):  # no weak one matches
             headers["If-Match"] = self._tag
-        self._connection, self._answer = self._dav.begin("GET", self._path, headers=headers)
+        self._connection, self._answer = self._dav.begin(
+            "GET", self._path, headers=headers, until=self._until
+        )
         try:
             _demand_part(self._answer, f"{done}-")
             if self._answer.headers.get("ETag", "") != self._tag:
@@ -111,6 +114,55 @@ class Got:
         except DavError:
             _close(self._connection, self._answer)
             raise
+
+
+class _Timed(io.RawIOBase):
+    """Reads an answer from a socket: only until ``until``, however slowly it comes.
+
+    At first, this is when the head must be there: after the silence that the socket allows.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._raw = connected.makefile("rb", buffering=0)
+        self._silence = connected.gettimeout() or 0
+        self.until = time.monotonic() + self._silence
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(min(self._silence, _left(self.until)))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, connected: socket.socket, **more: Any) -> None:
+        self.timed = _Timed(connected)
+        super().__init__(cast("socket.socket", self.timed), **more)
+
+
+def _left(until: float) -> float:
+    """The seconds until then.  TimeoutError if it is past."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _pieces(body: bytes | mmap, connected: socket.socket, seconds: float) -> Iterator[bytes]:
+    """The pieces of an upload, which altogether may take so long to be sent."""
+    until = time.monotonic() + seconds
+    for start in range(0, len(body), SENT):
+        connected.settimeout(_left(until))
+        yield body[start : start + SENT]
 
 
 class WebDav:
@@ -201,14 +253,13 @@ class WebDav:
 
     def begin(
         self, method: str, path: str, **request: Any
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[http.client.HTTPConnection, _Answer]:
         """Send a request until there is an answer.  FileNotFoundError, DavError."""
         return self._patiently(lambda: self._once(method, path, **request))
 
-    def keep(
-        self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
-    ) -> None:
+    def keep(self, connection: http.client.HTTPConnection, answer: _Answer) -> None:
         """Use a connection again, unless its answer has more than is worth reading."""
+        answer.timed.until = time.monotonic() + self.patience.silence
         with contextlib.suppress(*_BROKEN):
             answer.read(REFUSAL)
         if answer.isclosed() and not answer.will_close and len(self._idle) < KEPT:
@@ -217,7 +268,7 @@ class WebDav:
             _close(connection, answer)
 
     @contextlib.contextmanager
-    def _asked(self, method: str, path: str, **request: Any) -> Iterator[http.client.HTTPResponse]:
+    def _asked(self, method: str, path: str, **request: Any) -> Iterator[_Answer]:
         connection, answer = self._once(method, path, **request)
         try:
             yield answer
@@ -243,11 +294,21 @@ class WebDav:
         raise AssertionError
 
     def _once(
-        self, method: str, path: str, *, body: bytes | mmap | None = None, headers: Any = None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request, on a kept connection if there is one that the server has not closed."""
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | mmap | None = None,
+        headers: Any = None,
+        until: float = 0,
+    ) -> tuple[http.client.HTTPConnection, _Answer]:
+        """Send a request, on a kept connection if there is one that the server has not closed.
+
+        ``until``: when the content of the answer must be there; by default, as ever a transfer.
+        """
         target = quote("/".join(part for part in (self._root, path) if part))
         given = {**self._headers, **(headers or {})}
+        silence = self.patience.silence
         if body is not None:
             given["Content-Length"] = str(len(body))
         while True:
@@ -255,27 +316,28 @@ class WebDav:
                 connection, kept = self._idle.pop(), True
             except IndexError:
                 connection, kept = self._connect(), False
-            if isinstance(body, mmap):
-                body.seek(0)
             try:
                 cut = False
                 try:
-                    connection.request(method, f"/{target}", body=body, headers=given)
+                    sent = None if body is None else _pieces(body, connection.sock, silence)
+                    connection.request(method, f"/{target}", body=sent, headers=given)
                 except (BrokenPipeError, ConnectionResetError):
                     cut = True  # who refuses an upload need not read it: there may be an answer
-                answer = connection.getresponse()
+                connection.sock.settimeout(silence)
+                answer = cast("_Answer", connection.getresponse())
                 while answer.status < 200:  # it is to be continued
                     answer.headers = None  # type: ignore[assignment]
                     answer.begin()
                 if cut and answer.status < 300:
                     _close(connection, answer)
                     raise ConnectionResetError("the server has not read all of it")
-            except _BROKEN:
+            except _BROKEN as error:
                 connection.close()
-                if kept:
+                if kept and not isinstance(error, TimeoutError):
                     continue
                 raise
             if _is_success(method, given, answer.status):
+                answer.timed.until = until or time.monotonic() + self.patience.whole
                 return connection, answer
             content = b""
             with contextlib.suppress(*_BROKEN):
@@ -303,7 +365,7 @@ class WebDav:
             connection = http.client.HTTPConnection(
                 self._host, self._port, timeout=self.patience.connect
             )
-        connection.blocksize = CHUNK
+        connection.response_class = _Answer
         try:
             connection.connect()
         except ssl.SSLCertVerificationError as error:

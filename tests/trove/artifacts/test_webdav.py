@@ -50,14 +50,23 @@ class Hostile:
     """A server that answers as a function says: with bytes, or with pieces for as long as it runs.
 
     A connection stays open unless its answer has "Connection: close".  ``reads`` is the most that
-    is read of an upload.
+    is read of an upload, ``pause`` the time between its pieces.
     """
 
-    def __init__(self, answer: Answer, reads: int = 1 << 40, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        reads: int = 1 << 40,
+        pause: float = 0,
+        address: str = "127.0.0.1",
+    ) -> None:
         self._answer = answer
         self._reads = reads
+        self._pause = pause
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._listener = socket.create_server((address, 0), family=family)
+        if pause:  # and what arrives does not wait long
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
         self.port: int = self._listener.getsockname()[1]
         self.asked: list[Asked] = []
         self._over = threading.Event()
@@ -97,7 +106,9 @@ class Hostile:
                 headers = dict(line.lower().split(": ", 1) for line in lines)
                 size = min(self._reads, int(headers.get("content-length", 0)))
                 while len(rest) < size:
-                    rest += self._received(client)
+                    time.sleep(self._pause)
+                    size -= len(rest)
+                    rest = self._received(client)
                 rest = rest[size:]
                 self.asked.append(Asked(method, path, headers, number))
                 answer = self._answer(self.asked[-1])
@@ -426,3 +437,68 @@ def test_refusal_of_an_upload_that_is_only_partly_read_is_told(tmp_path: Path) -
     with Hostile(answer, reads=MIB) as server:
         said = refused(lambda: server.store(tmp_path).put(*step(1, bytes(32 * MIB))))
         assert "413 Too Large; the server takes no files of that size" in said
+
+
+HASTE = Haste(0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: dripping(b"HTTP/1.1 200 OK\r\nX: "),
+        lambda: dripping(reply(content=DATA)[:-100], DATA),
+        lambda: dripping(reply("400 Bad", Content_Length=4000)),
+        lambda: dripping(reply("207 Multi-Status", Content_Length=4000), b" " * 1000),
+        lambda: dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        lambda: (b"HTTP/1.1 100 Continue\r\n\r\n" * 100 for _ in range(10**6)),
+        lambda: (b"HTTP/1.1 103 Hints\r\n\r\n" * 100 for _ in range(10**6)),
+    ],
+    ids=["head", "content", "refusal", "list", "chunks", "100", "103"],
+)
+def test_answer_that_drips_ends_in_time(
+    answer: Callable[[], Iterable[bytes]], tmp_path: Path
+) -> None:
+    with Hostile(lambda _: answer()) as server:
+        store = server.store(tmp_path, haste=HASTE)
+        for use in (lambda: store.read(blob(DATA)), lambda: list(store.keys())):
+            began = time.monotonic()
+            refused(use)
+            assert time.monotonic() - began < 4
+
+
+def test_upload_that_is_answered_is_over(tmp_path: Path) -> None:
+    """However long the page is that comes with the answer."""
+    with Hostile(lambda _: dripping(reply("201 Created", Content_Length=4000))) as server:
+        began = time.monotonic()
+        server.store(tmp_path)._backend.write("clock", b"")
+        assert time.monotonic() - began < 4
+
+
+def test_upload_that_is_too_slow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SLOWEST", 1 << 40)
+    monkeypatch.setattr(remote, "PATIENCE", 0)
+    big = tmp_path / "big"
+    big.write_bytes(bytes(64 * MIB))
+    manifest, files = step(1, big.read_bytes())
+    files[blob(big.read_bytes()).sha256] = big
+    with Hostile(lambda _: reply("404 Not Found"), pause=0.005) as server:
+        began = time.monotonic()
+        said = refused(lambda: server.store(tmp_path).put(manifest, files))
+        assert time.monotonic() - began < 4
+        assert "timed out; check that the server is up" in said
+
+
+def test_connections_that_hang_are_not_tried_one_after_another(tmp_path: Path) -> None:
+    def answer(_: Asked) -> Iterable[bytes]:
+        time.sleep(0.1)
+        return [] if hangs else [reply()]
+
+    hangs: list[bool] = []
+    with Hostile(answer) as server:
+        store = server.store(tmp_path)
+        store.has(map(key, range(16)))
+        assert len({asked.connection for asked in server.asked}) > 8
+        hangs.append(True)
+        began = time.monotonic()
+        assert "timed out" in refused(lambda: store.has([key(1)]))
+        assert time.monotonic() - began < 4
