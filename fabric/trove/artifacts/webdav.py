@@ -179,7 +179,7 @@ class WebDav:
         self.patience = patience
         self._url = url.rstrip("/")
         self._host, self._port = parts.hostname, parts.port
-        self._root = parts.path.strip("/")
+        self._root = quote(parts.path.strip("/"), safe="/%!$&'()*+,;=:@")
         self._headers = {"Connection": "keep-alive"}
         if login:
             self._headers["Authorization"] = basic(login)
@@ -188,6 +188,7 @@ class WebDav:
             self._context = ssl.create_default_context()
             if ca:
                 self._context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
+        self._new()  # ValueError, or InvalidURL
         self._idle: deque[http.client.HTTPConnection] = deque(maxlen=KEPT)
 
     def __del__(self) -> None:
@@ -306,7 +307,7 @@ class WebDav:
 
         ``until``: when the content of the answer must be there; by default, as ever a transfer.
         """
-        target = quote("/".join(part for part in (self._root, path) if part))
+        target = "/".join(part for part in (self._root, quote(path)) if part)
         given = {**self._headers, **(headers or {})}
         silence = self.patience.silence
         if body is not None:
@@ -354,17 +355,22 @@ class WebDav:
             )
             raise (_Failed if answer.status >= 500 or answer.status == 429 else DavError)(text)
 
-    def _connect(self) -> http.client.HTTPConnection:
-        """A new connection."""
-        connection: http.client.HTTPConnection
+    def _new(self) -> http.client.HTTPConnection:
+        """A connection that is not connected."""
+        wait = self.patience.connect
+        # without a port, the last part of an IPv6 address would be taken for one
         if self._context:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self.patience.connect, context=self._context
+            return http.client.HTTPSConnection(
+                self._host,
+                self._port or http.client.HTTPSConnection.default_port,
+                timeout=wait,
+                context=self._context,
             )
-        else:
-            connection = http.client.HTTPConnection(
-                self._host, self._port, timeout=self.patience.connect
-            )
+        port = self._port or http.client.HTTPConnection.default_port
+        return http.client.HTTPConnection(self._host, port, timeout=wait)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection = self._new()
         connection.response_class = _Answer
         try:
             connection.connect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import http.client
 import socket
 import sys
 import threading
@@ -502,3 +502,49 @@ def test_connections_that_hang_are_not_tried_one_after_another(tmp_path: Path) -
         began = time.monotonic()
         assert "timed out" in refused(lambda: store.has([key(1)]))
         assert time.monotonic() - began < 4
+
+
+# -- URLs and processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/a%20b", "/a%20b"), ("/a b", "/a%20b"), ("/a%2Fb", "/a%2Fb"), ("/ä", "/%C3%A4"), ("", "")],
+)
+def test_path_of_a_url_is_asked_for_as_it_is(path: str, asked: str, tmp_path: Path) -> None:
+    name = f"{asked}/manifests/{key(1)}"
+
+    def answer(asked: Asked) -> bytes:
+        return listing(entry(name)) if asked.method == "PROPFIND" else reply()
+
+    with Hostile(answer) as server:
+        store = server.store(tmp_path, path)
+        store.has([key(1)])
+        assert list(store.keys()) == [key(1)]
+        assert [one.path for one in server.asked] == [name, f"{asked}/manifests/"]
+
+
+def test_host_may_be_an_address_of_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Hostile(lambda _: reply(content=b"1"), address="::1") as server:
+        monkeypatch.setattr(http.client.HTTPConnection, "default_port", server.port)
+        for url in (f"http://[::1]:{server.port}/a", "http://[::1]/a"):
+            assert Store(url, tmp_path)._backend.get("x", 9) == b"1"
+        assert {one.headers["host"] for one in server.asked} == {"[::1]"}
+
+
+def test_url_with_an_impossible_host_is_rejected_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be used as an artifact store"):
+        Store("http://a b/c", tmp_path)
+
+
+def test_redirection_is_not_followed(tmp_path: Path) -> None:
+    """No other server gets the password."""
+    password = tmp_path / "password"
+    password.write_text("user:secret")
+    with Hostile(lambda _: reply()) as other:
+        there = f"http://127.0.0.1:{other.port}/a/"
+        with Hostile(lambda _: reply("302 Found", Location=there)) as server:
+            store = Store(f"http://127.0.0.1:{server.port}/a", tmp_path, password=password)
+            for use in (lambda: store.has([key(1)]), lambda: store.put(*step(1))):
+                assert "302 Found" in refused(use)
+        assert not other.asked
