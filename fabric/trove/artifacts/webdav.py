@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import os
 import re
 import socket
 import ssl
@@ -107,13 +108,9 @@ class Got:
         self._connection, self._answer = self._dav.begin(
             "GET", self._path, headers=headers, until=self._until
         )
-        try:
-            _demand_part(self._answer, f"{done}-")
-            if self._answer.headers.get("ETag", "") != self._tag:
-                raise DavError(f"{self._path} was replaced while it was downloaded")
-        except DavError:
-            _close(self._connection, self._answer)
-            raise
+        _demand_part(self._answer, f"{done}-")
+        if self._answer.headers.get("ETag", "") != self._tag:
+            raise DavError(f"{self._path} was replaced while it was downloaded")
 
 
 class _Timed(io.RawIOBase):
@@ -189,10 +186,10 @@ class WebDav:
             if ca:
                 self._context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
         self._new()  # ValueError, or InvalidURL
-        self._idle: deque[http.client.HTTPConnection] = deque(maxlen=KEPT)
+        self._idle: deque[tuple[int, http.client.HTTPConnection]] = deque(maxlen=KEPT)
 
     def __del__(self) -> None:
-        for connection in getattr(self, "_idle", ()):
+        for _, connection in getattr(self, "_idle", ()):
             connection.close()
 
     def head(self, path: str) -> dict[str, Any]:
@@ -264,7 +261,7 @@ class WebDav:
         with contextlib.suppress(*_BROKEN):
             answer.read(REFUSAL)
         if answer.isclosed() and not answer.will_close and len(self._idle) < KEPT:
-            self._idle.append(connection)
+            self._idle.append((os.getpid(), connection))
         else:
             _close(connection, answer)
 
@@ -314,9 +311,14 @@ class WebDav:
             given["Content-Length"] = str(len(body))
         while True:
             try:
-                connection, kept = self._idle.pop(), True
+                process, connection = self._idle.pop()
             except IndexError:
                 connection, kept = self._connect(), False
+            else:
+                kept = True
+                if process != os.getpid():  # who forked this one gets answers on it
+                    connection.close()
+                    continue
             try:
                 cut = False
                 try:

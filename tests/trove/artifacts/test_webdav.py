@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import sys
 import threading
@@ -535,6 +536,24 @@ def test_host_may_be_an_address_of_ipv6(tmp_path: Path, monkeypatch: pytest.Monk
 def test_url_with_an_impossible_host_is_rejected_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be used as an artifact store"):
         Store("http://a b/c", tmp_path)
+
+
+def test_process_and_its_fork_share_no_connection(tmp_path: Path) -> None:
+    """Each would get answers to requests of the other."""
+    with Hostile(lambda asked: reply(content=asked.path.encode())) as server:
+        backend = server.store(tmp_path)._backend
+        asking = threading.Thread(target=backend.get, args=("x", 99))
+        asking.start()
+        asking.join()
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                backend._store.get("y").bytes()  # type: ignore[attr-defined]
+            os._exit(0)
+        os.waitpid(child, 0)
+        backend.get("z", 99)
+        first, forked, last = server.asked
+        assert first.connection == last.connection != forked.connection
 
 
 def test_redirection_is_not_followed(tmp_path: Path) -> None:
