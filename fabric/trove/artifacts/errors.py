@@ -28,7 +28,7 @@ _MEANINGS = (
         " AWS_SECRET_ACCESS_KEY)",
     ),
     (
-        "(PUT|DELETE) .*status code: 403",
+        "(PUT|MKCOL|DELETE) .*status code: 403",
         "the store refuses to store and to delete with this password: `artifacts-password` (or"
         " FABRIC_ARTIFACTS_PASSWORD) must name a file with the password of one who may",
     ),

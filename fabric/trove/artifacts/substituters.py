@@ -27,7 +27,7 @@ from fabric.trove.artifacts.store import Sealed, Store
 from fabric.trove.artifacts.transfer import fetch, fetch_countersignature
 from fabric.trust.seal import UnsignedError
 
-#: Names of obstore's errors with which a server answers that it refuses.
+#: Names of errors, of obstore and of our client, with which a server answers that it refuses.
 _ANSWERS = ("PermissionDeniedError", "UnauthenticatedError")
 
 

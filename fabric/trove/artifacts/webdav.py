@@ -45,7 +45,19 @@ _DAV = "{DAV:}"
 
 
 class DavError(Exception):
-    """The server cannot be used, or refuses; texts are as obstore has them."""
+    """The server cannot be used, or refuses; texts and names are as obstore has them."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class PermissionDeniedError(DavError):
+    """It refuses this user."""
+
+
+class UnauthenticatedError(DavError):
+    """It does not know this user."""
 
 
 class Patience(NamedTuple):
@@ -222,7 +234,30 @@ class WebDav:
             with self._asked("PUT", path, body=data):
                 pass
 
-        self._patiently(write)
+        try:
+            self._patiently(write)
+        except DavError as error:
+            if error.status not in (404, 409):
+                raise
+            self._make_folders(path)  # some servers do not for an upload
+            self._patiently(write)
+
+    def _make_folders(self, path: str) -> None:
+        """Make the folders of an object that are missing."""
+        folders = path.split("/")[:-1]
+        for end in range(1, len(folders) + 1):
+            self._make_folder("/".join(folders[:end]) + "/")
+
+    def _make_folder(self, path: str) -> None:
+        def make() -> None:
+            with self._asked("MKCOL", path):
+                pass
+
+        try:
+            self._patiently(make)
+        except DavError as error:
+            if error.status != 405:  # it exists
+                raise
 
     def delete(self, path: str) -> None:
         def delete() -> None:
@@ -349,13 +384,14 @@ class WebDav:
                 self.keep(connection, answer)
             else:  # who refuses an upload may not have read all of it
                 _close(connection, answer)
-            if answer.status in (404, 410):
+            if answer.status in (404, 410) and method not in ("PUT", "MKCOL"):
                 raise FileNotFoundError(path)
             text = (
                 f"Error performing {method} {self._url}/{path} - Server returned non-2xx status"
                 f" code: {answer.status} {answer.reason}: {content.decode(errors='replace')}"
             )
-            raise (_Failed if answer.status >= 500 or answer.status == 429 else DavError)(text)
+            kind = _KINDS.get(answer.status, _Failed if answer.status >= 500 else DavError)
+            raise kind(text, answer.status)
 
     def _new(self) -> http.client.HTTPConnection:
         """A connection that is not connected."""
@@ -398,8 +434,11 @@ def _close(connection: http.client.HTTPConnection, answer: http.client.HTTPRespo
     connection.close()
 
 
-class _Failed(Exception):
+class _Failed(DavError):
     """The server fails, maybe not the next time."""
+
+
+_KINDS = {401: UnauthenticatedError, 403: PermissionDeniedError, 429: _Failed}
 
 
 def said(error: Exception) -> str:

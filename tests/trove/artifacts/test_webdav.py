@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from store_kit import blob, key, step
 
 from fabric.errors import StoreError
+from fabric.host.cancel import CancelToken
+from fabric.host.progress import unmoved
+from fabric.jobs import Blob
 from fabric.trove.artifacts import remote
 from fabric.trove.artifacts.backend import Haste
 from fabric.trove.artifacts.store import Store
+from fabric.trove.artifacts.substituters import Substituters
 
 DATA = b"0123456789" * 10
 DATE = "Tue, 01 Dec 2026 08:00:00 GMT"
@@ -567,3 +572,65 @@ def test_redirection_is_not_followed(tmp_path: Path) -> None:
             for use in (lambda: store.has([key(1)]), lambda: store.put(*step(1))):
                 assert "302 Found" in refused(use)
         assert not other.asked
+
+
+# -- folders and refusals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["409 Conflict", "404 Not Found"])
+def test_folders_are_made_if_the_server_makes_none(status: str, tmp_path: Path) -> None:
+    """As with obstore: Apache makes none."""
+    there = {"/a"}
+
+    def answer(asked: Asked) -> bytes:
+        folder = asked.path.rstrip("/").rpartition("/")[0]
+        if asked.method == "MKCOL":
+            if folder not in there:
+                return reply("409 Conflict")
+            if asked.path.rstrip("/") in there:
+                return reply("405 Method Not Allowed")
+            there.add(asked.path.rstrip("/"))
+            return reply("201 Created")
+        if asked.method == "PUT":
+            return reply("201 Created" if folder in there else status)
+        return reply("404 Not Found")
+
+    with Hostile(answer) as server:
+        store = server.store(tmp_path)
+        store.put(*step(1, b"one", b"two"))
+        assert {"/a/blobs", "/a/manifests"} < there
+        stored = len(server.asked)
+        store.put(*step(1, b"one", b"two"))
+        assert not [one for one in server.asked[stored:] if one.method == "MKCOL"]
+
+
+def test_upload_to_nowhere_is_an_error(tmp_path: Path) -> None:
+    """And no blob that is missing, for which the step is to be built."""
+    manifest = msgspec.structs.replace(step(1)[0], log=Blob.of(b"in it"))
+    with Hostile(lambda _: reply("404 Not Found")) as server:
+        store = server.store(tmp_path)
+        for use in (lambda: store.put(*step(1)), lambda: store.put_equal(manifest)):
+            assert "404 Not Found; check that" in refused(use)
+
+
+def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> bytes:
+        statuses = {"PUT": "409 Conflict", "MKCOL": "403 Forbidden"}
+        return reply(statuses.get(asked.method, "404 Not Found"))
+
+    with Hostile(answer) as server:
+        said = refused(lambda: server.store(tmp_path).put(*step(1)))
+        assert "403 Forbidden; the store refuses to store" in said
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_substituter_that_refuses_does_not_rest(status: str, tmp_path: Path) -> None:
+    """As with obstore: it answers, and may give others what it has."""
+    said: list[str] = []
+    with Hostile(lambda _: reply(status)) as server:
+        asked = Substituters([server.store(tmp_path, haste=HASTE)], tmp_path / "resting")
+        for _ in range(2):
+            assert asked.find(key(1), CancelToken(), said.append, unmoved) is None
+    assert len(said) == 2
+    assert "check `artifacts-password`" in said[0]
+    assert "not asked" not in said[0]
