@@ -59,8 +59,20 @@ _AROUND = re.compile(
 )
 
 
+#: Characters of a message that are shown.
+SHOWN = 400
+
+
 def brief(error: Exception) -> str:
-    """An exception's message, without obstore's debug output and HTML pages."""
+    """An exception's message, without obstore's debug output and HTML pages.
+
+    A server may have sent any of it, so it is short, and does nothing to a terminal.
+    """
+    text = "".join(each if each.isprintable() else "?" for each in _message(error))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}"

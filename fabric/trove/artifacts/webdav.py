@@ -443,6 +443,8 @@ _KINDS = {401: UnauthenticatedError, 403: PermissionDeniedError, 429: _Failed}
 
 def said(error: Exception) -> str:
     """What an exception of the connection means."""
+    if type(error) is http.client.BadStatusLine:
+        return f"its answer is not HTTP: {error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

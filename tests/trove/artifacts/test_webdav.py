@@ -634,3 +634,21 @@ def test_substituter_that_refuses_does_not_rest(status: str, tmp_path: Path) -> 
     assert len(said) == 2
     assert "check `artifacts-password`" in said[0]
     assert "not asked" not in said[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x1b[31mNo HTTP" * 2000 + b"\r\n\r\nConnection: close",
+        b"HTTP/1.1 400 " + b"\x1b[31mBad" * 2000 + b"\r\nConnection: close\r\n\r\n",
+        reply("400 Bad", b"\x1b[31mBad" * 500),
+    ],
+)
+def test_error_shows_little_of_an_answer(answer: bytes, tmp_path: Path) -> None:
+    with Hostile(lambda _: answer) as server:
+        store = server.store(tmp_path)
+        for use in (lambda: store.manifest(key(1)), lambda: list(store.keys())):
+            said = refused(use)
+            assert len(said) < 700
+            assert said.isprintable()
+            assert "its answer is not HTTP: " in said or "400 " in said
