@@ -459,8 +459,8 @@ class _Listing:
         self.folders: list[str] = []
         self._open: list[str] = []  # elements
         self._text: list[str] = []  # of the innermost one
-        self._here: dict[str, str] = {}  # element -> text, in this propstat
-        self._member: dict[str, str] = {}  # element -> text, in this response
+        self._here: dict[str, str] = {}  # name -> text, in this propstat
+        self._member: dict[str, str] = {}  # name -> text, in this response
 
     def doctype(self, *_: object) -> None:
         raise ValueError("it has a DOCTYPE")  # whose entities may be endless
@@ -474,42 +474,45 @@ class _Listing:
         self._text = []
 
     def data(self, text: str) -> None:
-        if self._open[-1] in _TOLD:
+        if self._name():
             self._text.append(text)
 
-    def end(self, tag: str) -> None:
+    def end(self, _: str) -> None:
+        if name := self._name():
+            known = self._member if name == "href" else self._here
+            known[name] = "".join(self._text)
         self._open.pop()
-        if tag in _TOLD:
-            self._here[tag] = "".join(self._text)
-        elif tag == f"{_DAV}propstat":
-            # the others are those that the server does not tell
-            if self._here.pop(f"{_DAV}status", "").split()[1:2] == ["200"]:
+        if len(self._open) == 1:
+            self._add(self._member)
+            self._member = {}
+        elif len(self._open) == 2:
+            # the server does not tell those of another status
+            if self._here.pop("status", "").split()[1:2] == ["200"]:
                 self._member |= self._here
             self._here = {}
-        elif tag == f"{_DAV}response":
-            self._add({**self._here, **self._member})
-            self._here, self._member = {}, {}
+
+    def _name(self) -> str:
+        """That of the innermost element; "" unless it is one to read."""
+        name = self._open[-1].removeprefix(_DAV)
+        return name if _DEPTHS.get(name) == len(self._open) else ""
 
     def _add(self, member: dict[str, str]) -> None:
-        path = unquote(urlsplit(member.get(f"{_DAV}href", "")).path).strip("/")
-        if f"{_DAV}collection" in member:
+        path = unquote(urlsplit(member.get("href", "")).path).strip("/")
+        if "collection" in member:
             self.folders.append(path)
             return
-        changed = member.get(f"{_DAV}getlastmodified")
+        changed = member.get("getlastmodified")
         if not changed:  # gc would take it for an old one
             raise ValueError(f"{path} has no date")
-        size = _size(member.get(f"{_DAV}getcontentlength"))
+        size = _size(member.get("getcontentlength"))
         self.objects.append({"path": path, "size": size, "last_modified": _date(changed)})
 
     def close(self) -> None:
         pass
 
 
-#: The elements that `_Listing` reads.
-_TOLD = {
-    f"{_DAV}{name}"
-    for name in ("href", "status", "collection", "getcontentlength", "getlastmodified")
-}
+#: The elements that `_Listing` reads, and how deep they are in multistatus/response/propstat/prop.
+_DEPTHS = {"href": 3, "status": 4, "getcontentlength": 5, "getlastmodified": 5, "collection": 6}
 
 
 def _listing(answer: http.client.HTTPResponse) -> _Listing:

@@ -194,7 +194,7 @@ def listing(*entries: str, before: str = "") -> bytes:
         (listing(entry(f"/a/manifests/{key(1)}", date="")), f"{key(1)} has no date"),
         (listing(entry(f"/a/manifests/{key(1)}", date="gibberish")), "'gibberish' is no date"),
         (listing(entry(f"/a/manifests/{key(1)}", date=DATE.replace("2", "2" * 30))), "is no date"),
-        (listing(entry(f"/a/manifests/{key(1)}", status="403 Forbidden")), "has no date"),
+        (listing(entry(f"/a/manifests/{key(1)}", status="403 No")), f"{key(1)} has no date"),
         (listing(entry(f"/a/manifests/{key(1)}", size="-1")), "'-1' is no size"),
         (listing(entry(f"/a/manifests/{key(1)}", size="")), "'' is no size"),
         (listing(entry("http://[/x")), "Invalid IPv6 URL"),
@@ -239,6 +239,18 @@ def test_list_has_only_what_is_below_its_folder(tmp_path: Path) -> None:
     with Hostile(lambda _: found) as server:
         listed = server.store(tmp_path)._backend.list("manifests")
         assert [one.path for one in listed] == [f"manifests/{key(1)}"]
+
+
+def test_list_may_have_other_properties(tmp_path: Path) -> None:
+    lock = "<D:activelock><D:locktoken><D:href>urn:x</D:href></D:locktoken></D:activelock>"
+    absent = (
+        "<D:propstat><D:prop><D:getcontentlength/></D:prop><D:status>HTTP/1.1 404 No</D:status>"
+    )
+    found = entry(f"/a/manifests/{key(1)}", f"<D:lockdiscovery>{lock}</D:lockdiscovery>")
+    found = found.replace("</D:response>", f"{absent}</D:propstat></D:response>")
+    with Hostile(lambda _: listing(found)) as server:
+        [one] = server.store(tmp_path)._backend.list("manifests")
+        assert (one.path, one.size, one.time) == (f"manifests/{key(1)}", 5, 1796112000.0)
 
 
 def test_folders_without_end_are_not_followed(tmp_path: Path) -> None:
