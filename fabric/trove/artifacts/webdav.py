@@ -359,7 +359,7 @@ class WebDav:
                 try:
                     sent = None if body is None else _pieces(body, connection.sock, silence)
                     connection.request(method, f"/{target}", body=sent, headers=given)
-                except (BrokenPipeError, ConnectionResetError):
+                except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                     cut = True  # who refuses an upload need not read it: there may be an answer
                 connection.sock.settimeout(silence)
                 answer = cast("_Answer", connection.getresponse())

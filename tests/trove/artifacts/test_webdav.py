@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from store_kit import blob, key, step
+from store_kit import Authority, blob, key, step
 
 from fabric.errors import StoreError
 from fabric.host.cancel import CancelToken
@@ -65,8 +66,10 @@ class Hostile:
         reads: int = 1 << 40,
         pause: float = 0,
         address: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._answer = answer
+        self._tls = tls
         self._reads = reads
         self._pause = pause
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -101,7 +104,11 @@ class Hostile:
                 self._threads[-1].start()
 
     def _serve(self, client: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError), client:
+        with contextlib.suppress(OSError), client, contextlib.ExitStack() as more:
+            if self._tls:
+                client.settimeout(5)
+                client = more.enter_context(self._tls.wrap_socket(client, server_side=True))
+                client.settimeout(0.1)
             rest = b""
             while not self._over.is_set():
                 while b"\r\n\r\n" not in rest:
@@ -446,14 +453,21 @@ def test_upload_that_is_only_partly_read_is_not_stored(tmp_path: Path) -> None:
         )
 
 
-def test_refusal_of_an_upload_that_is_only_partly_read_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_refusal_of_an_upload_that_is_only_partly_read_is_told(tls: bool, tmp_path: Path) -> None:
     def answer(asked: Asked) -> bytes:
         if asked.method == "HEAD":
             return reply("404 Not Found")
         return reply("413 Too Large", Connection="close")
 
-    with Hostile(answer, reads=MIB) as server:
-        said = refused(lambda: server.store(tmp_path).put(*step(1, bytes(32 * MIB))))
+    authority, context = Authority(tmp_path), None
+    if tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*authority.certificate("127.0.0.1"))
+    with Hostile(answer, reads=MIB, tls=context) as server:
+        url = f"http{'s' if tls else ''}://127.0.0.1:{server.port}/a"
+        store = Store(url, tmp_path / "scratch", ca=authority.file)
+        said = refused(lambda: store.put(*step(1, bytes(32 * MIB))))
         assert "413 Too Large; the server takes no files of that size" in said
 
 
