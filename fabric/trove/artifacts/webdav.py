@@ -32,7 +32,7 @@ Piece = bytes  # the class below has a method of that name
 
 #: Most bytes of a refusal that are read.
 REFUSAL = 4096
-#: Most connections that are kept for the next request.
+#: Most connections that are kept for the next request, about.
 KEPT = 16
 #: How deep elements nest in a list of a folder, at most.
 DEEPEST = 16
@@ -198,7 +198,7 @@ class WebDav:
             if ca:
                 self._context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
         self._new()  # ValueError, or InvalidURL
-        self._idle: deque[tuple[int, http.client.HTTPConnection]] = deque(maxlen=KEPT)
+        self._idle: deque[tuple[int, http.client.HTTPConnection]] = deque()
 
     def __del__(self) -> None:
         for _, connection in getattr(self, "_idle", ()):
@@ -443,7 +443,7 @@ _KINDS = {401: UnauthenticatedError, 403: PermissionDeniedError, 429: _Failed}
 
 def said(error: Exception) -> str:
     """What an exception of the connection means."""
-    if type(error) is http.client.BadStatusLine:
+    if type(error) in (http.client.BadStatusLine, http.client.UnknownProtocol):
         return f"its answer is not HTTP: {error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 

@@ -666,6 +666,7 @@ def test_substituter_that_refuses_does_not_rest(status: str, tmp_path: Path) -> 
     "answer",
     [
         b"\x1b[31mNo HTTP" * 2000 + b"\r\n\r\nConnection: close",
+        b"HTTP/\x1b[31m" * 2000 + b" 200\r\n\r\nConnection: close",
         b"HTTP/1.1 400 " + b"\x1b[31mBad" * 2000 + b"\r\nConnection: close\r\n\r\n",
         reply("400 Bad", b"\x1b[31mBad" * 500),
     ],
