@@ -14,7 +14,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -298,7 +298,7 @@ def test_list_takes_little_memory(tmp_path: Path) -> None:
     ],
 )
 def test_object_of_no_size_or_date_is_an_error(
-    headers: dict[str, object], text: str, tmp_path: Path
+    headers: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     """And neither absent nor damaged: both would have it built again."""
     with Hostile(lambda _: reply(content=DATA, Connection="close", **headers)) as server:
@@ -317,7 +317,7 @@ def test_content_without_end_is_not_read(encoded: bool, tmp_path: Path) -> None:
     """Even if the server says before how long it is."""
 
     def answer(asked: Asked) -> Iterator[bytes]:
-        more: dict[str, object] = {"Transfer_Encoding": "chunked"} if encoded else {}
+        more: dict[str, Any] = {"Transfer_Encoding": "chunked"} if encoded else {}
         part = "range" in asked.headers
         if not part:
             more["Content_Length"] = len(DATA)
