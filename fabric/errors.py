@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -32,6 +32,12 @@ def command(*words: str) -> str:
 def with_own_commands(message: str) -> str:
     """A controller's message, with the commands it suggests as this user types them."""
     return message.replace("`fabric-initiator ", f"`{command()} ")
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Names in one line, and how many there are besides: "a, b and 3 more"."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def suggest(word: str, known: Iterable[str], alike: float = 0.6, most: int = 1) -> str:

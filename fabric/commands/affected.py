@@ -13,10 +13,10 @@ import msgspec
 from fabric.client.render import table
 from fabric.commands.shared.arguments import add_json
 from fabric.commands.shared.bills import known_bill, past_builds, require_libraries
-from fabric.commands.shared.output import first_of, print_json
+from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import open_project
 from fabric.config import Settings
-from fabric.errors import FabricError, command, in_line
+from fabric.errors import FabricError, command, first_of, in_line
 from fabric.host.terminal import progress
 from fabric.trove.sources.lorry_vex import ID, Statement
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json, add_locked
-from fabric.commands.shared.output import first_of, print_json
+from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import open_plan, report_edits, report_unpinned
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import Vouched, difference, require_trust, vouched
 from fabric.config import Settings
-from fabric.errors import DamagedError, FabricError
+from fabric.errors import DamagedError, FabricError, first_of
 from fabric.host.shared_files import sha256_of
 from fabric.host.terminal import printable
 from fabric.trove.artifacts.contents import changed_inputs

@@ -13,10 +13,9 @@ from fabric.client.project import Project
 from fabric.client.render import Screen, table
 from fabric.client.request import RequestMirror
 from fabric.commands.shared.byte_differences import byte_differences
-from fabric.commands.shared.output import first_of
 from fabric.commands.shared.rebuilt import SHOWN, differing, file_lines
 from fabric.definitions.graph import Step
-from fabric.errors import BuildFailed, StoreError, command
+from fabric.errors import BuildFailed, StoreError, command, first_of
 from fabric.plan import Plan, rebuild_key
 from fabric.trove.artifacts.store import Store
 

@@ -18,8 +18,15 @@ import msgspec
 
 from fabric import bounds
 from fabric.client.render import Screen
-from fabric.commands.shared.output import first_of
-from fabric.errors import BuildFailed, DefinitionsError, FabricError, Problem, command, in_line
+from fabric.errors import (
+    BuildFailed,
+    DefinitionsError,
+    FabricError,
+    Problem,
+    command,
+    first_of,
+    in_line,
+)
 from fabric.host.files import read_regular, write_whole
 from fabric.trove.artifacts.store import Store
 

@@ -10,10 +10,9 @@ from typing import Literal
 from fabric import bounds
 from fabric.client.render import Screen
 from fabric.client.session import Session
-from fabric.commands.shared.output import first_of
 from fabric.definitions.graph import Graph
 from fabric.definitions.select import needing, uppermost
-from fabric.errors import FabricError
+from fabric.errors import FabricError, first_of
 from fabric.wire.messages import StepState
 
 Choice = Literal["shell", "retry", "continue", "quit"]

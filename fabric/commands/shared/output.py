@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,3 @@ def save(document: bytes, to: Path, what: str) -> None:
         write_whole(to, document, mode=0o644)
     except OSError as error:
         raise FabricError(f"{to}: {what} cannot be written: {error.strerror}") from error
-
-
-def first_of(names: Sequence[str], most: int) -> str:
-    """Names in one line, and how many there are besides: "a, b and 3 more"."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from fabric.client.render import size
 from fabric.commands.shared.keys import find_key, is_key
-from fabric.commands.shared.output import first_of, print_json
+from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import open_plan, report_edits
 from fabric.config import Settings
-from fabric.errors import FabricError, command
+from fabric.errors import FabricError, command, first_of
 from fabric.host.terminal import progress, settled
 from fabric.plan import Plan
 from fabric.trove.artifacts.store import Store

@@ -263,7 +263,7 @@ class Remote:
             except AlreadyExistsError:
                 return False
             except (NotImplementedError, NotSupportedError, GenericError):
-                pass
+                pass  # such a store cannot create without replacing
             else:
                 return True
         if self.exist([path]):

@@ -301,6 +301,7 @@ class WebDav:
                 connection.sock.settimeout(silence)
                 answer = cast("Answer", connection.getresponse())
                 while answer.status < 200:  # it is to be continued
+                    # else begin() returns at once
                     answer.headers = None  # type: ignore[assignment]
                     answer.begin()
                 if cut and answer.status < 300:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from fabric import bounds
-from fabric.errors import SourceError, in_line, suggest
+from fabric.errors import SourceError, first_of, in_line, suggest
 from fabric.trove.importers import archive
 from fabric.trove.importers.commit import Member
 from fabric.trove.importers.download import Downloads
@@ -68,7 +68,7 @@ def _chosen(patterns: Sequence[str], names: Sequence[str], what: str) -> list[st
         wanted = archive.starred(pattern)
         fitting = {name for name in names if wanted.fullmatch(name)}
         if not fitting:
-            there = in_line(", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else ""))
+            there = in_line(first_of(names, SHOWN))
             hint = suggest(pattern, names) or f"; its series names {there or 'none'}"
             raise SourceError(f"{what} has no patch {pattern}{hint}")
         chosen |= fitting

@@ -365,7 +365,7 @@ def ranged(size: int, answer: Callable[[int], bytes]) -> Answer:
     ],
 )
 def test_part_that_is_another_one_is_an_error(headers: dict[str, str], tmp_path: Path) -> None:
-    """No byte of it is believed: it is not what was asked for."""
+    """The store uses none of its bytes: they are of another part."""
 
     def part(start: int) -> bytes:
         right = {"Content_Range": f"bytes {start}-99/{len(DATA)}", "ETag": '"1"'}
