@@ -6,7 +6,7 @@ SEEDS ?= 2000
 SYSTEM ?= systems/minimal-system-x86_64.morph
 # tests that need no real sources: so many files of them at a time, for most wait for something
 AT_ONCE ?= 3
-QUICK := -n $(AT_ONCE) --dist loadfile -m 'not system'
+QUICK := -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder -m 'not system'
 # what other targets test
 OTHERS := --ignore=tests/deploy --ignore=tests/from_source
 
@@ -126,7 +126,7 @@ setup-test-deploy: setup-test
 .PHONY: test-deploy
 # Machines are build-system-debian-x86_64, unless BUILD_SYSTEM=MORPH names another system.
 test-deploy: setup-test-deploy ## test deployments to virtual machines and containers; needs root
-	$(BIN)/pytest -n 2 tests/deploy $(TESTS)
+	$(BIN)/pytest -n 3 tests/deploy $(TESTS)
 
 .PHONY: quick
 quick: setup-test ## test everything that needs no real sources: about a quarter of an hour

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 HOME = ROOT / "build/ansible-test"

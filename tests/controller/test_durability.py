@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from farm_kit import Farm, Peer, report
 
 from fabric.wire.messages import PROTOCOL, Answer, BuildOrder, Command, Poll, Query, Update
+
+pytestmark = pytest.mark.long
 
 
 def order(n: int) -> BuildOrder:

@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from small_definitions import DEFAULTS
 
+pytestmark = pytest.mark.long
+
 #: The installed script: `python -m` itself imports from the current folder.
 INITIATOR = str(Path(sys.executable).with_name("fabric-initiator"))
 ANY = "ab" * 32

@@ -15,6 +15,8 @@ from network_kit import free_ports
 from small_definitions import git
 from sources_kit import machine
 
+pytestmark = pytest.mark.long
+
 CONFIGURE = """\
 #!/bin/sh
 echo CONFIGURES

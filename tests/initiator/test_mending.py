@@ -16,6 +16,8 @@ from small_definitions import git
 from fabric import bounds
 from fabric.host.files import recall, remember
 
+pytestmark = pytest.mark.long
+
 SYSTEM = "../systems/small.morph"
 
 

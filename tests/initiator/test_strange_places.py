@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from initiator_kit import Project
 
+pytestmark = pytest.mark.long
+
 SYSTEM = "../systems/small.morph"
 SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
 FULL = "fabric-initiator: standard output cannot be written: No space left on device\n"

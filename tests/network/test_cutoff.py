@@ -18,6 +18,8 @@ from store_kit import nginx
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.manifests import decode
 
+pytestmark = pytest.mark.long
+
 #: The chunks, each of which needs the one before.
 CHAIN = tuple(f"c{number}" for number in range(10))
 ABOVE = CHAIN[1:]

@@ -15,6 +15,8 @@ from waiting import until
 
 from fabric.trove.sources.snapshot import user
 
+pytestmark = pytest.mark.long
+
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
 

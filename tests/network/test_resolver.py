@@ -22,6 +22,8 @@ from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import Trove
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder
 
+pytestmark = pytest.mark.long
+
 
 class Farm:
     """A trove, a controller's settings, and definitions with one chunk."""

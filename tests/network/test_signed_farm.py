@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 from network_kit import Farm
 from small_definitions import SYSTEM
@@ -16,6 +17,8 @@ from fabric.trove.artifacts.store import Store
 from fabric.trust import envelopes
 from fabric.trust.seal import Seal, is_envelope
 from fabric.trust.signing import TrustedKeys
+
+pytestmark = pytest.mark.long
 
 
 def manifests(farm: Farm) -> list[Path]:

@@ -17,6 +17,8 @@ from campaign import play, play_all, told
 from children import child_environment
 from scenarios import Scenario
 
+pytestmark = pytest.mark.long
+
 #: Seeds to play at least.  The rarest event happens in one of 400, so more are played if need be.
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "800"))
 MOST = 4000

@@ -88,8 +88,9 @@ def test_page_of_a_build_is_private_and_ends_with_it(project: Project) -> None:
     project.write(one=WAITS)
     child = project.start("--web")
     url = address(child)
-    with pytest.raises(urllib.error.HTTPError, match="403"):
+    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
         urllib.request.urlopen(url.partition("?")[0])
+    refused.value.close()
     jar = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
     with urllib.request.build_opener(jar).open(url) as answer:
         assert answer.status == 200

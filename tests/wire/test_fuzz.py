@@ -44,6 +44,9 @@ from fabric.wire.messages import (
     Running,
 )
 
+pytestmark = pytest.mark.long
+
+
 if TYPE_CHECKING:
     from fabric_kit import Fabric
 
