@@ -404,7 +404,10 @@ def late(size: int, seconds: float) -> Respond:
     return respond
 
 
-def test_several_slow_ones_have_one_time_together(scene: Scene) -> None:
+def test_several_slow_ones_have_one_time_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "SUBSTITUTE_ANSWER", 4)  # each answers in one second
     slow = [Hostile() for _ in range(4)]
     _, [blob, _] = scene.offered(os.urandom(9000), seconds=6.0)
     responses = *[late(9000, 1.0)] * 3, drip(9000)
