@@ -126,7 +126,7 @@ setup-test-deploy: setup-test
 .PHONY: test-deploy
 # Machines are build-system-debian-x86_64, unless BUILD_SYSTEM=MORPH names another system.
 test-deploy: setup-test-deploy ## test deployments to virtual machines and containers; needs root
-	$(BIN)/pytest -n 3 tests/deploy $(TESTS)
+	$(BIN)/pytest -n 2 tests/deploy $(TESTS)
 
 .PHONY: quick
 quick: setup-test ## test everything that needs no real sources: about a quarter of an hour

@@ -1,7 +1,7 @@
 """Fixtures of the deployment tests: a world with a VM host, and the built systems.
 
-With ``-n 3``, three processes run the tests, each in a world of its own: two of them those with
-guests, whose boots take all cores, and the third those with nodes, which mostly wait for Ansible.
+With ``-n 2``, two processes run the tests, each in a world of its own: one those with guests, whose
+boots take all cores, and the other those with nodes, which mostly wait for Ansible.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 refused = World.refused()
 HERE = Path(__file__).parent
-#: Tests with guests, by the process that runs them: each takes about as long.
-GUESTS = {"test_deploy.py": "cluster", "test_minimal.py": "cluster", "test_upgrade.py": "upgrades"}
+#: The tests whose guests take more than half of the time.
+GUESTS = ("test_deploy.py", "test_minimal.py", "test_upgrade.py")
 
 
 class ByMachines(LoadScopeScheduling):
-    """Gives the tests with guests to two processes of pytest-xdist, and the others to a third."""
+    """Gives the tests with guests to one process of pytest-xdist, and the others to another."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return GUESTS.get(nodeid.partition("::")[0].rpartition("/")[2], "nodes")
+        return "guests" if nodeid.partition("::")[0].endswith(GUESTS) else "nodes"
 
 
 @pytest.hookimpl(optionalhook=True)
