@@ -12,6 +12,7 @@ from servers_kit import free_port
 from sources_kit import Files, Sshd, sshd
 from store_kit import LISTED, nginx, seaweed
 
+from fabric.trove.artifacts import remote
 from fabric.trove.artifacts.store import Store
 
 
@@ -76,3 +77,11 @@ def cas(tmp_path: Path) -> Iterator[Casd]:
     """An empty server of the Remote Execution API."""
     with running(tmp_path / "cas-server") as one:
         yield one
+
+
+@pytest.fixture
+def without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WebDAV is spoken by the client for machines without obstore, which soon gives up."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    monkeypatch.setattr(remote, "SILENCE", 1)
