@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
@@ -20,6 +21,8 @@ from fabric.trove.artifacts.store import Store
 DATA = b"0123456789" * 10
 DATE = "Tue, 01 Dec 2026 08:00:00 GMT"
 MIB = 1024 * 1024
+#: For a client that soon gives up.
+HASTE = Haste(0.5, 1.5)
 
 
 class Asked(NamedTuple):
@@ -86,7 +89,7 @@ class Hostile:
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            for number in range(1000):
+            for number in itertools.count():
                 client, _ = self._listener.accept()
                 client.settimeout(0.1)
                 self._threads.append(threading.Thread(target=self._serve, args=(client, number)))
@@ -142,7 +145,7 @@ def refused(use: Callable[[], object]) -> str:
 
 
 def dripping(start: bytes, rest: bytes = b"x" * 10_000) -> Iterator[bytes]:
-    """The start of an answer, and the rest a byte at a time."""
+    """The start of an answer, and of the rest five bytes a second."""
     yield start
     for each in rest:
         time.sleep(0.2)

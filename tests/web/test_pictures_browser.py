@@ -43,8 +43,8 @@ def small() -> tuple[GraphStep, ...]:
 
 
 def serious(page: Page) -> list[str]:
-    """The serious violations that axe finds, when the page has its style."""
-    page.wait_for_load_state()
+    """The serious violations that axe finds on a page."""
+    page.wait_for_load_state()  # without its style, it has others
     found = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {node['html'][:200]}"

@@ -44,11 +44,10 @@ from fabric.wire.messages import (
     Running,
 )
 
-pytestmark = pytest.mark.long
-
-
 if TYPE_CHECKING:
     from fabric_kit import Fabric
+
+pytestmark = pytest.mark.long
 
 #: Frames at the broker's socket for jobs, with each of two keys; at its socket for logs; at its
 #: socket for subscriptions; and at a worker.
@@ -87,15 +86,15 @@ def discard(socket: zmq.Socket[bytes]) -> None:
         pass
 
 
-def read(socket: zmq.Socket[bytes]) -> None:
-    """Read until there is room to send.
+def drain(socket: zmq.Socket[bytes]) -> None:
+    """Discard answers until there is room to send.
 
-    A kernel ends a connection of which nothing was read for `sockets.HALF_DEAD`, and ZeroMQ
-    connects anew when all that had come before the end is read.
+    The kernel closes a connection whose peer reads nothing for `sockets.HALF_DEAD`.  ZeroMQ
+    connects again only after that peer has read everything that it had received.
     """
-    until = time.monotonic() + 60.0
+    end = time.monotonic() + 60.0
     while not socket.poll(10, zmq.POLLOUT):
-        assert time.monotonic() < until, "nobody takes it any more"
+        assert time.monotonic() < end, "nobody takes it any more"
         discard(socket)
 
 
@@ -138,7 +137,7 @@ def test_fuzz_socket_for_jobs(farm: Farm, honest: Honest, role: str) -> None:
     frames = malformed(rng, valid())
     for n in range(JOBS):
         if not fuzzer.jobs.poll(1000, zmq.POLLOUT):
-            read(fuzzer.jobs)
+            drain(fuzzer.jobs)
         fuzzer.jobs.send(next(frames))
         if n % ROUND == 0:
             discard(fuzzer.jobs)

@@ -407,7 +407,7 @@ def late(size: int, seconds: float) -> Respond:
 def test_several_slow_ones_have_one_time_together(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "SUBSTITUTE_ANSWER", 4)  # each answers in one second
+    monkeypatch.setattr(bounds, "SUBSTITUTE_ANSWER", 4)  # the slow ones take 1 s each
     slow = [Hostile() for _ in range(4)]
     _, [blob, _] = scene.offered(os.urandom(9000), seconds=6.0)
     responses = *[late(9000, 1.0)] * 3, drip(9000)

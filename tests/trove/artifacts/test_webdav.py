@@ -12,17 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from store_kit import key, step
-from webdav_kit import Asked, Hostile, entry, listing, refused, reply
+from webdav_kit import HASTE, Asked, Hostile, entry, listing, refused, reply
 
 from fabric.errors import StoreError
 from fabric.host.cancel import CancelToken
 from fabric.host.progress import unmoved
 from fabric.jobs import Blob
-from fabric.trove.artifacts.backend import Haste
 from fabric.trove.artifacts.store import Store
 from fabric.trove.artifacts.substituters import Substituters
 
-HASTE = Haste(0.5, 1.5)
 pytestmark = pytest.mark.usefixtures("without_obstore")
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from store_kit import Authority, blob, key, step
-from webdav_kit import DATA, MIB, Asked, Hostile, dripping, refused, reply
+from webdav_kit import DATA, HASTE, MIB, Asked, Hostile, dripping, refused, reply
 
 from fabric.trove.artifacts import remote
-from fabric.trove.artifacts.backend import Haste
 from fabric.trove.artifacts.store import Store
 
 pytestmark = pytest.mark.usefixtures("without_obstore")
@@ -78,9 +77,6 @@ def test_refusal_of_an_upload_that_is_only_partly_read_is_told(tls: bool, tmp_pa
         assert "413 Too Large; the server takes no files of that size" in said
 
 
-HASTE = Haste(0.5, 1.5)
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -114,6 +110,7 @@ def test_upload_that_is_answered_is_over(tmp_path: Path) -> None:
 
 
 def test_upload_that_is_too_slow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # it has only `remote.SILENCE`: nothing for its size, and no second try
     monkeypatch.setattr(remote, "SLOWEST", 1 << 40)
     monkeypatch.setattr(remote, "PATIENCE", 0)
     big = tmp_path / "big"
@@ -129,7 +126,7 @@ def test_upload_that_is_too_slow_ends(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_connections_that_hang_are_not_tried_one_after_another(tmp_path: Path) -> None:
     def answer(_: Asked) -> Iterable[bytes]:
-        time.sleep(0.1)
+        time.sleep(0.1)  # so that all connections are in use at once
         return [] if hangs else [reply()]
 
     hangs: list[bool] = []
