@@ -19,6 +19,7 @@ import msgspec
 from fabric.client.memory import memory
 from fabric.config import Settings
 from fabric.errors import FabricError, SourceError, command
+from fabric.host.cancel import TICK
 from fabric.host.files import recall, remember
 from fabric.host.locks import locked
 from fabric.jobs import Source
@@ -66,7 +67,8 @@ class _Taking:
 
     def result(self) -> Snapshot:
         """The snapshot, once it is taken; raises what taking it raised."""
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(TICK)  # without end, it could miss a signal
         assert self._taken is not None
         if isinstance(self._taken, BaseException):
             raise self._taken

@@ -17,7 +17,6 @@ import io
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -27,6 +26,7 @@ from grpc import StatusCode
 
 from fabric.config import host_and_port, is_loopback
 from fabric.host.cancel import no_check
+from fabric.host.pool import Pool
 from fabric.jobs import Blob
 from fabric.reapi.access import Access
 from fabric.reapi.blobs import Content, Digest
@@ -76,13 +76,13 @@ class Cas:
         return self._opened
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_PARALLEL, thread_name_prefix="store")
+    def _pool(self) -> Pool:
+        return Pool(_PARALLEL, "store")
 
     @cached_property
-    def _outer(self) -> ThreadPoolExecutor:
+    def _outer(self) -> Pool:
         """The threads of `map`: its functions wait for requests of the other pool."""
-        return ThreadPoolExecutor(_PARALLEL, thread_name_prefix="store-map")
+        return Pool(_PARALLEL, "store-map")
 
     def blob_path(self, blob: Blob) -> str:
         return f"blobs/{blob.sha256}/{blob.size}"

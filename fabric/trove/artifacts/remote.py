@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
+from fabric.host.pool import Pool
 from fabric.host.shared_files import CHUNK
 from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, basic, size_of
 from fabric.trove.artifacts.manifests import blob_path
 from fabric.trove.artifacts.uses import Uses, keys_in
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
@@ -135,17 +134,13 @@ class Remote:
         return cast("ObjectStore", WebDav(self._url, self._ca, self._login, patience))
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store")
+    def _pool(self) -> Pool:
+        return Pool(PARALLEL, "store")
 
     @cached_property
-    def _outer(self) -> ThreadPoolExecutor:
+    def _outer(self) -> Pool:
         """The threads of `map`: its functions wait for requests of the other pool."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store-map")
+        return Pool(PARALLEL, "store-map")
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         wanted = list(paths)
@@ -165,7 +160,7 @@ class Remote:
     def _heeding(self, call: Callable[[], T]) -> T:
         """Call so that Ctrl-C interrupts: obstore blocks it, and only the main thread gets it."""
         if threading.current_thread() is threading.main_thread():
-            return self._pool.submit(call).result()
+            return self._pool.call(call)
         return call()
 
     def _each(self, items: Iterable[T]) -> Iterator[T]:

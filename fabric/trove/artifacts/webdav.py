@@ -11,6 +11,7 @@ import http.client
 import os
 import ssl
 import time
+import weakref
 import xml.etree.ElementTree as xml
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -61,15 +62,14 @@ class Got:
         self._dav = dav
         self._path = path
         self._until = time.monotonic() + dav.patience.whole
-        self._held = False
-        self._connection, self._answer = dav.begin("GET", path, until=self._until)
-        self._held = True
+        self._begin()
         self._tag = self._answer.headers.get("ETag", "")
         self.meta = _meta(path, self._answer)
 
-    def __del__(self) -> None:
-        if self._held:
-            close_both(self._connection, self._answer)
+    def _begin(self, **request: Any) -> None:
+        got = self._dav.begin("GET", self._path, until=self._until, **request)
+        self._connection, self._answer = got
+        self._abandon = weakref.finalize(self, close_both, *got)
 
     def bytes(self) -> Piece:
         """All of it."""
@@ -86,7 +86,7 @@ class Got:
                 if not piece:
                     raise http.client.IncompleteRead(b"", size - done)
             except _BROKEN as error:
-                close_both(self._connection, self._answer)
+                self._abandon()
                 if not left or time.monotonic() > self._until:
                     raise DavError(f"{self._path} ends too early: {said(error)}") from None
                 left -= 1
@@ -94,16 +94,14 @@ class Got:
                 continue
             done += len(piece)
             yield piece
-        self._held = False
+        self._abandon.detach()
         self._dav.keep(self._connection, self._answer)
 
     def _again(self, done: int) -> None:
         headers = {"Range": f"bytes={done}-"}
         if self._tag.startswith('"'):  # no weak one matches
             headers["If-Match"] = self._tag
-        self._connection, self._answer = self._dav.begin(
-            "GET", self._path, headers=headers, until=self._until
-        )
+        self._begin(headers=headers)
         _demand_part(self._answer, f"{done}-")
         if self._answer.headers.get("ETag", "") != self._tag:
             raise DavError(f"{self._path} was replaced while it was downloaded")
@@ -136,10 +134,8 @@ class WebDav:
                 self._context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
         self._new()  # ValueError, or InvalidURL
         self._idle: deque[tuple[int, http.client.HTTPConnection]] = deque()
-
-    def __del__(self) -> None:
-        for _, connection in getattr(self, "_idle", ()):
-            connection.close()
+        # no __del__, since a collection of garbage may end the sockets before it
+        weakref.finalize(self, _close_all, self._idle)
 
     def head(self, path: str) -> dict[str, Any]:
         def read() -> dict[str, Any]:
@@ -355,6 +351,11 @@ class WebDav:
             raise DavError(f"InvalidCertificate({kind}): {error.verify_message}") from None
         connection.sock.settimeout(self.patience.silence)
         return connection
+
+
+def _close_all(idle: deque[tuple[int, http.client.HTTPConnection]]) -> None:
+    for _, connection in idle:
+        connection.close()
 
 
 def _demand_part(answer: http.client.HTTPResponse, part: str) -> None:

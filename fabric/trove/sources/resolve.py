@@ -192,10 +192,10 @@ class Sources:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                while total > 1 and thread.is_alive():
-                    self.progress(f"sources: {len(done) + len(failures)} of {total}")
-                    thread.join(_LOOK_EVERY)
-                thread.join()
+                while thread.is_alive():
+                    if total > 1:
+                        self.progress(f"sources: {len(done) + len(failures)} of {total}")
+                    thread.join(_LOOK_EVERY)  # without end, it could miss a signal
         except BaseException:  # such as Ctrl-C: running imports are cancelled
             absent.clear()
             self._repositories.cancel.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 from store_kit import blob, key, step
 from webdav_kit import DATA, DATE, MIB, Answer, Asked, Hostile, refused, reply
+
+from fabric.jobs import Blob
 
 pytestmark = pytest.mark.usefixtures("without_obstore")
 
@@ -39,6 +43,23 @@ def test_object_of_no_size_or_date_is_an_error(
             lambda: store.put(*step(1)),
         ):
             assert text in refused(use)
+
+
+def test_garbage_closes_its_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python, which warns of open sockets, may collect them first."""
+    warned: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", warned.append)
+    with Hostile(lambda _: reply(content=DATA)) as server:
+        for number in range(20):
+            store = server.store(tmp_path / str(number))
+            store.there(Blob(f"{n:064}", len(DATA)) for n in range(8))
+            pieces = store.stream(blob(DATA))
+            next(pieces)
+            garbage: list[object] = [store, pieces]
+            garbage.append(garbage)
+            del store, pieces, garbage
+            gc.collect()
+    assert not warned
 
 
 @pytest.mark.parametrize("encoded", [False, True])
