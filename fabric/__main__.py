@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NoReturn
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it stays ignored
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # noqa: ARG005
 
 
-def initiator() -> NoReturn:
+def initiator() -> None:
     from fabric.initiator import program
 
     program()
