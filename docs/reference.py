@@ -206,8 +206,8 @@ def _values(type: msgspec.inspect.Type) -> str:
             return "list of names"
         case msgspec.inspect.StrType(pattern=None):
             return "text"
-        case msgspec.inspect.StrType():
-            return "name"
+        case msgspec.inspect.StrType(pattern=str(pattern)):
+            return config.PATTERNS[pattern].split()[1].rstrip(":")
     raise AssertionError(type)
 
 

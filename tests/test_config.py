@@ -75,6 +75,8 @@ def test_config_named_file_must_exist(tmp_path: Path) -> None:
             r"distbuild\.toml: substituters: needs the setting trusted-k",
         ),
         ("priority = 11", {}, r"priority: must be a whole number <= 10"),
+        ("debian-snapshot = '2026'", {}, r"debian-snapshot: must be a time such as 2026"),
+        ("architectures = ['a b']", {}, r"architectures\[0\]: must be a name: at most 63"),
     ],
 )
 def test_config_errors_name_the_setting(

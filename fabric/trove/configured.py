@@ -119,19 +119,23 @@ def open_sources(
         settings.aliases,
         lorries,
         trove=open_trove(settings),
-        importer=open_importer if imports else None,
+        importer=(
+            functools.partial(open_importer, snapshot=settings.debian_snapshot) if imports else None
+        ),
         head=head,
         progress=progress,
     )
 
 
-def open_importer(root: Path, progress: Progress, cancel: CancelToken) -> Importer:
-    """The importer of lorries for the trove at ``root``."""
+def open_importer(
+    root: Path, progress: Progress, cancel: CancelToken, snapshot: str = ""
+) -> Importer:
+    """The importer of lorries for the trove at ``root``; ``snapshot`` as the setting has it."""
     # loads the readers of archives, which a fully cached build does not need
     from fabric.trove.importers.context import Context
     from fabric.trove.importers.imports import Imports
 
-    return Imports(Context(root, progress, cancel))
+    return Imports(Context(root, progress, cancel, snapshot))
 
 
 def _path(name: str) -> Path | None:

@@ -55,18 +55,30 @@ APT::Install-Recommends "false";
 APT::Install-Suggests "false";
 APT::Update::Error-Mode "any";
 APT::Sandbox::User "";
+APT::Snapshot "{2}";
 Acquire::Languages "none";
 """
 
 
 class Apt:
-    """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src")."""
+    """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src").
+
+    With a ``snapshot``, a time such as 20261128T000000Z, archives that have snapshots also offer
+    what they offered then.
+    """
 
     def __init__(
-        self, directory: Path, kind: str, architecture: str, progress: Progress, cancel: CancelToken
+        self,
+        directory: Path,
+        kind: str,
+        architecture: str,
+        progress: Progress,
+        cancel: CancelToken,
+        snapshot: str = "",
     ) -> None:
-        self.directory = directory / f"{kind}-{architecture}"
+        self.directory = directory / "-".join(filter(None, [kind, architecture, snapshot]))
         self.kind = kind
+        self.snapshot = snapshot
         self.architecture = architecture
         self.progress = progress
         self._cancel = cancel
@@ -83,9 +95,14 @@ class Apt:
         with locked(lock, wait=lambda: self._cancel.pause(0.2)):
             for folder in ("lists/partial", "cache/archives/partial", "sources", "files"):
                 (self.directory / folder).mkdir(parents=True, exist_ok=True)
-            settings = _CONFIGURATION.format(self.directory, self.architecture)
+            settings = _CONFIGURATION.format(self.directory, self.architecture, self.snapshot)
             _write(self.directory / "apt.conf", settings)
             self.suppose_installed([])
+            if self.snapshot and not self._query("apt-config", "dump", "Acquire::Snapshots"):
+                raise SourceError(
+                    "the setting `debian-snapshot` needs an apt that knows snapshots of archives,"
+                    " such as Debian 13's, and this machine has an older one"
+                )
             self._copy_entries()
             age = time.time() - _mtime(self._stamp)
             if not 0 <= age < FRESH:
@@ -110,7 +127,9 @@ class Apt:
         if 0 <= time.time() - _mtime(self._stamp) < 60:
             return False
         self.progress("fetching the package lists of Debian's archives")
-        self.run("apt-get", "update", what="Debian's package lists")
+        # of some archives, apt learns from what they offer now where their snapshots are
+        for _ in range(2 if self.snapshot else 1):
+            self.run("apt-get", "update", what="Debian's package lists")
         self._stamp.touch()
         return True
 

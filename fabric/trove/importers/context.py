@@ -12,16 +12,23 @@ from fabric.trove.sources.lorries import Lorry
 
 
 class Context:
-    """Keeps downloads and apt's lists below ``root`` (the trove's)."""
+    """Keeps downloads and apt's lists below ``root`` (the trove's).
 
-    def __init__(self, root: Path, progress: Progress, cancel: CancelToken) -> None:
+    ``snapshot``: the time of which Debian's archives are asked besides the present, or "".
+    """
+
+    def __init__(
+        self, root: Path, progress: Progress, cancel: CancelToken, snapshot: str = ""
+    ) -> None:
         self.root = root
         self.progress = progress
         self.cancel = cancel
+        self.snapshot = snapshot
         self.downloads = Downloads(root / "downloads", progress, cancel)
 
     def apt(self, lorry: Lorry) -> Apt:
         """The private apt that serves a lorry."""
         kind = "deb-src" if lorry.type == "debian-source" else "deb"
         architecture = lorry.architecture or "amd64"
-        return Apt(self.root / "apt", kind, architecture, self.progress, self.cancel)
+        folder = self.root / "apt"
+        return Apt(folder, kind, architecture, self.progress, self.cancel, self.snapshot)

@@ -151,7 +151,8 @@ def _source_moved(lorry: Lorry, apt: Apt) -> SourceError:
     versions = ", ".join(dict.fromkeys(orig.pinned_as(lorry) for orig in offered))
     return MovedError(
         f"{pinned} {lorry.package}; the archives now offer {versions};"
-        f" `{command('lorry', 'update', lorry.name)}` takes the newest if it is newer"
+        f" `{command('lorry', 'update', lorry.name)}` takes the newest if it is newer; or set"
+        " `debian-snapshot` to a time at which it was offered"
     )
 
 
@@ -248,8 +249,8 @@ def _packages_moved(lorry: Lorry, gone: list[Locked], apt: Apt) -> SourceError:
         lines.append(f"  {one.name} {one.version}: {now}")
     return MovedError(
         f"{lorry.where}: {lorry.name} pins packages that the archives of this machine do not"
-        f" offer any more; run `{command('lorry', 'update', lorry.name)}` to renew the pins:\n"
-        + "\n".join(lines)
+        f" offer any more; run `{command('lorry', 'update', lorry.name)}` to renew the pins, or set"
+        " `debian-snapshot` to a time at which they were offered:\n" + "\n".join(lines)
     )
 
 

@@ -225,7 +225,7 @@ def test_debian_revision_that_was_replaced_is_an_error(archive: Archive) -> None
     assert str(caught.value) == (
         "sources/all.lorry:1: thing pins version 1.0-1 of the Debian source thing; the archives now"
         " offer 1.0-1+deb13u1; `fabric-initiator lorry update thing` takes the newest if it is"
-        " newer"
+        " newer; or set `debian-snapshot` to a time at which it was offered"
     )
     archive.update()
     assert archive.content("main.c") == b"one\ntwo\nthree\n", "without a series, nothing applies"

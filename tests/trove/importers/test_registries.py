@@ -237,7 +237,8 @@ def test_debian_packages_no_longer_offered_are_listed(
         trove.sources().resolve("upstream:tiny", "1")
     assert str(caught.value).splitlines() == [
         "sources/all.lorry:1: tiny pins packages that the archives of this machine do not offer"
-        " any more; run `fabric-initiator lorry update tiny` to renew the pins:",
+        " any more; run `fabric-initiator lorry update tiny` to renew the pins, or set"
+        " `debian-snapshot` to a time at which they were offered:",
         f"  {name} 0.1-1: now {version}",
         "  never-was 1.0: no longer there",
     ]
