@@ -33,8 +33,8 @@ class Pool:
 
 
 def _result(future: Future[R]) -> R:
-    while not wait([future], TICK).done:
-        pass
+    while not future.done():
+        wait([future], TICK)
     return future.result()
 
 
