@@ -31,6 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="name of a lorry (default: all); add: a name, and fields as FIELD=VALUE, such as"
         " url=https://host/a.tar.gz, with commas in a list",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="update: print what would change, and change nothing"
+    )
     parser.add_argument("--type", choices=list(TYPES), help="add: type of the lorry")
     parser.add_argument(
         "--file", metavar="FILE", help="add: lorry file for it, such as tools (default: its name)"
@@ -38,6 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    if options.dry_run and options.action != "update":
+        raise FabricError("--dry-run is for `lorry update`")
     project = open_project(settings)
     if options.action == "add":
         return _add(options, project)
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     errors: list[FabricError] = []
     for name in sources.lorries.in_order(names):
         try:
-            done[name] = _done(options.action, name, sources)
+            done[name] = _done(options, name, sources)
         except Cancelled:
             raise
         except FabricError as error:  # the other lorries do not depend on this one
@@ -89,10 +94,10 @@ def _add(options: argparse.Namespace, project: Project) -> int:
     return 0
 
 
-def _done(action: str, name: str, sources: Sources) -> list[str]:
+def _done(options: argparse.Namespace, name: str, sources: Sources) -> list[str]:
     """Import a lorry, or update its pins; returns the changes, a line each."""
-    if action == "update":
-        return sources.update_lorry(name) or ["nothing newer"]
+    if options.action == "update":
+        return sources.update_lorry(name, dry_run=options.dry_run) or ["nothing newer"]
     source, changes = sources.run_lorry(name)
     sources.publish([source])
     return [*changes, f"{source.ref} is commit {source.commit}"]

@@ -77,6 +77,20 @@ def test_lorry_that_fails_does_not_stop_others(project: Project) -> None:
     assert json.loads(done.stdout) == {"good": ["nothing newer"]}
 
 
+def test_lorry_dry_run_changes_nothing(project: Project) -> None:
+    archive = project.root / "x.tar"
+    digest = packed(archive, b"1")
+    file = lorry(project, "good", type="tarball", version="1", url=archive.as_uri())
+    before = file.read_text()
+    done = project.run("lorry", "update", "--dry-run")
+    assert (done.returncode, done.stdout) == (0, f"good: sha256 (none) -> {digest[:12]}\n")
+    assert file.read_text() == before
+    for action in (["import"], ["list"], ["add", "x", "--type", "git", "url=http://h/x"]):
+        done = project.run("lorry", *action, "--dry-run")
+        assert done.returncode == 1
+        assert done.stderr == "fabric-initiator: --dry-run is for `lorry update`\n"
+
+
 @pytest.mark.parametrize("number", ["1.10", "5", "2026-10-18"])
 def test_lorry_version_without_quotes_is_rejected(project: Project, number: str) -> None:
     file = lorry(project, "x", type="pypi")

@@ -22,12 +22,12 @@ from fabric.trove.sources.lorries import Lorry, default_ref
 from fabric.trove.sources.pins import describe, versions_of, write
 
 
-def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str]) -> list[str]:
+def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str] | None) -> list[str]:
     """Pin the newest offered version, if it is newer, and write the pins into the lorry's files.
 
-    ``run`` imports what a lorry pins, and returns the tree.  Return the changes, and the versions
-    that were skipped, a line each.  SourceError if nothing is offered; of that, WrongDigest if the
-    pinned version is offered with other files.
+    ``run`` imports what a lorry pins, and returns the tree; without it, nothing is written.  Return
+    the changes, and the versions that were skipped, a line each.  SourceError if nothing is
+    offered; of that, WrongDigest if the pinned version is offered with other files.
     """
     if lorry.type == "git":
         return []  # nothing is pinned: strata name commits, tags or branches
@@ -38,6 +38,8 @@ def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str]) -> list[
         skipped.append(f"the lock file was made anew: {error}")
         lorry = lorry.with_lock(Lock())
     offered = _with_components(_offered(lorry, context, skipped), context)
+    if run is None:
+        return describe(lorry, offered.with_tree(lorry.recorded_tree)) + skipped
     if not offered.recorded_tree or offered.is_derived:
         offered = offered.with_tree(run(offered.with_tree("")))
     write(lorry, offered)

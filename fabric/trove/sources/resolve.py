@@ -236,11 +236,14 @@ class Sources:
                 self._repositories.reread()
         return self.resolve(lorry.repo, lorry.ref), changes
 
-    def update_lorry(self, name: str) -> list[str]:
-        """Renew a lorry's pins in its files; return the changes, a line each."""
+    def update_lorry(self, name: str, *, dry_run: bool = False) -> list[str]:
+        """Renew a lorry's pins in its files; return the changes, a line each.
+
+        A ``dry_run`` tells of changes, without the tree, and makes none.
+        """
         repositories = self._repositories
         changes = repositories.importer().update(
-            self.lorries.named(name), repositories.import_lorry
+            self.lorries.named(name), repositories.import_lorry, dry_run=dry_run
         )
         self._repositories.reread()
         return changes

@@ -187,6 +187,21 @@ def test_debian_patches_come_before_those_of_the_lorry(archive: Archive) -> None
     assert archive.content("other.c") == b"ours\n"
 
 
+def test_dry_update_tells_what_is_newer_and_changes_nothing(archive: Archive) -> None:
+    archive.offer("1.0-1", orig_tar_xz=ORIG, debian_tar_xz=SERIES)
+    archive.update()
+    archive.offer("1.0-2", orig_tar_xz=ORIG, debian_tar_xz=debian({}))
+    before = archive.lorry.read_text()
+    archive.said.clear()
+    changes = archive.sources().update_lorry("thing", dry_run=True)
+    assert [line.partition(" ")[0] for line in changes] == ["version", "debian-sha256", "strata"]
+    assert changes[0] == "version 1.0-1 -> 1.0-2"
+    assert archive.lorry.read_text() == before
+    assert not any("importing" in line for line in archive.said)
+    assert archive.update()[:2] == changes[:2]
+    assert archive.sources().update_lorry("thing", dry_run=True) == []
+
+
 def test_debian_revisions_reach_an_update_in_debians_order(archive: Archive) -> None:
     archive.offer("1.0-9", orig_tar_xz=ORIG, debian_tar_xz=SERIES)
     archive.update()
