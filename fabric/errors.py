@@ -15,18 +15,24 @@ import msgspec
 
 from fabric import bounds
 
-_program = "fabric-initiator"
+_program = _anywhere = "fabric-initiator"
 
 
-def set_program(name: str) -> None:
-    """Set the name of the initiator in the commands that messages suggest."""
-    global _program
-    _program = name
+def set_program(name: str, anywhere: str) -> None:
+    """Set the name of the initiator in the commands that messages suggest.
+
+    ``name`` is for the current folder, and ``anywhere`` for any.
+    """
+    global _program, _anywhere
+    _program, _anywhere = name, anywhere
 
 
-def command(*words: str) -> str:
-    """A command line that a message suggests: "fabric-initiator logs zlib"."""
-    return shlex.join([_program, *words])
+def command(*words: str, anywhere: bool = False) -> str:
+    """A command line that a message suggests: "fabric-initiator logs zlib".
+
+    ``anywhere``: for any folder, and not only the current one.
+    """
+    return shlex.join([_anywhere if anywhere else _program, *words])
 
 
 def with_own_commands(message: str) -> str:

@@ -197,7 +197,8 @@ def program() -> NoReturn:
     """Run `main` and exit without Python's cleanup, a tenth of the time of a cached build."""
     _require_utf8()
     install()
-    set_program(_as_typed(sys.argv[0]))
+    typed = _as_typed(sys.argv[0])
+    set_program(typed, os.path.abspath(typed) if "/" in typed else typed)  # noqa: PTH100
     try:
         code = main()
     except SystemExit as end:  # from argparse

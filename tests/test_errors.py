@@ -27,12 +27,12 @@ def test_commands_in_a_controllers_message_begin_as_the_user_types_them() -> Non
     told = "500 builds that are not over; `fabric-initiator list` shows them"
     assert with_own_commands(told) == told
     before = command()
-    set_program(".venv/bin/fabric-initiator")
+    set_program(".venv/bin/fabric-initiator", "/d/.venv/bin/fabric-initiator")
     try:
         there = "500 builds that are not over; `.venv/bin/fabric-initiator list` shows them"
         assert with_own_commands(told) == with_own_commands(there) == there
     finally:
-        set_program(before)
+        set_program(before, before)
 
 
 @pytest.mark.bound("ERROR_LINES")

@@ -134,7 +134,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     _commit(directory)
     full = directory.absolute()
     where = [shlex.join(["cd", str(directory)])] if full != Path.cwd() else []
-    steps = [*where, command("build", SYSTEM)]
+    steps = [*where, command("build", SYSTEM, anywhere=bool(where))]
     if options.json:
         print_json({"directory": str(full), "system": SYSTEM, "next": steps})
     else:

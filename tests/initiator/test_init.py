@@ -53,6 +53,23 @@ def newcomer(tmp_path: Path) -> Newcomer:
     return Newcomer(tmp_path / "home")
 
 
+def test_what_it_prints_works_where_it_was_typed(newcomer: Newcomer) -> None:
+    """Also with a program that no shell finds by its name, and a path that is relative."""
+    program = os.path.relpath(Path(sys.executable).with_name("fabric-initiator"), newcomer.home)
+    environ = {**newcomer.environ, "PATH": "/usr/bin:/bin"}
+
+    def typed(line: str) -> str:
+        command = ["sh", "-ec", line]
+        done = subprocess.run(
+            command, cwd=newcomer.home, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    _, *steps = typed(f"{shlex.quote(program)} init greeter").splitlines()
+    assert "hello-system is built" in typed("\n".join(steps))
+
+
 def test_it_builds_at_once_and_after_a_change(newcomer: Newcomer) -> None:
     done = newcomer.run("init", "greeter", cwd=newcomer.home)
     assert (done.returncode, done.stderr) == (0, "")
