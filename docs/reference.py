@@ -206,8 +206,10 @@ def _values(type: msgspec.inspect.Type) -> str:
             return "list of names"
         case msgspec.inspect.StrType(pattern=None):
             return "text"
-        case msgspec.inspect.StrType(pattern=str(pattern)):
-            return config.PATTERNS[pattern].split()[1].rstrip(":")
+        case msgspec.inspect.StrType(pattern=config.TIME):
+            return "time"
+        case msgspec.inspect.StrType(pattern=config.NAME):
+            return "name"
     raise AssertionError(type)
 
 

@@ -33,15 +33,15 @@ PORT = 7411
 Size = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=1, le=65533)]
-_NAME = r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z"
-_TIME = r"\A([0-9]{8}T[0-9]{6}Z)?\Z"
+NAME = r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z"
+TIME = r"\A([0-9]{8}T[0-9]{6}Z)?\Z"
 #: Names of people and machines: valid in file names and git refs.
-Named = Annotated[str, Meta(pattern=_NAME)]
-Time = Annotated[str, Meta(pattern=_TIME)]
+Named = Annotated[str, Meta(pattern=NAME)]
+Time = Annotated[str, Meta(pattern=TIME)]
 #: What a text with that pattern is.
-PATTERNS = {
-    _NAME: "a name: at most 63 letters, digits, '.', '_' and '-'",
-    _TIME: "a time such as 20261128T000000Z",
+_PATTERNS = {
+    NAME: "a name: at most 63 letters, digits, '.', '_' and '-'",
+    TIME: "a time such as 20261128T000000Z",
 }
 
 
@@ -426,7 +426,7 @@ def _convert(kind: type[S], values: dict[str, object], where: str) -> S:
         what, _, setting = str(error).partition(" - at `$.")
         setting = setting.rstrip("`")
         what = what.replace("Expected", "must be").replace(", got", ", not")
-        for pattern, meaning in PATTERNS.items():
+        for pattern, meaning in _PATTERNS.items():
             what = what.replace(f"`str` matching regex {pattern!r}", meaning)
         what = re.sub(r"`(\w+)`", lambda found: _IN_WORDS.get(found[1], found[0]), what)
         raise ConfigError(f"{where}: {setting + ': ' if setting else ''}{what}") from None

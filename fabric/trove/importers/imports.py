@@ -65,9 +65,9 @@ class Imports:
         self._context.progress(f"{lorry.name}: {lorry.ref} is commit {made[:12]}")
         return made
 
-    def update(self, lorry: Lorry, run: Callable[[Lorry], str], *, dry_run: bool) -> list[str]:
+    def update(self, lorry: Lorry, run: Callable[[Lorry], str] | None) -> list[str]:
         """Pin the newest that is offered: `fabric.trove.importers.updates.update`."""
-        return updates.update(lorry, self._context, None if dry_run else run)
+        return updates.update(lorry, self._context, run)
 
     def gc(self, older_than: float, *, dry_run: bool) -> int:
         """Remove downloads older than so many seconds; return how many bytes that frees."""

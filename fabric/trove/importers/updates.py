@@ -35,7 +35,7 @@ def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str] | None) -
     try:
         lorry.lock  # noqa: B018  read now
     except SourceError as error:
-        skipped.append(f"the lock file was made anew: {error}")
+        skipped.append(f"the lock file is made anew: {error}")
         lorry = lorry.with_lock(Lock())
     offered = _with_components(_offered(lorry, context, skipped), context)
     if run is None:

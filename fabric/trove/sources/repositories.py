@@ -38,10 +38,10 @@ class Importer(Protocol):
         SourceError if it cannot be had.
         """
 
-    def update(self, lorry: Lorry, run: Callable[[Lorry], str], *, dry_run: bool) -> list[str]:
+    def update(self, lorry: Lorry, run: Callable[[Lorry], str] | None) -> list[str]:
         """Renew a lorry's pins.  Return what changed, a line each.
 
-        ``run`` imports what a lorry pins, and returns the tree.  A ``dry_run`` changes nothing.
+        ``run`` imports what a lorry pins, and returns the tree.  Without it, nothing is changed.
         """
 
     def gc(self, older_than: float, *, dry_run: bool) -> int:

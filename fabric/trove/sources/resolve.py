@@ -243,7 +243,7 @@ class Sources:
         """
         repositories = self._repositories
         changes = repositories.importer().update(
-            self.lorries.named(name), repositories.import_lorry, dry_run=dry_run
+            self.lorries.named(name), None if dry_run else repositories.import_lorry
         )
         self._repositories.reread()
         return changes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from apt_kit import checksums, forget_lists, only_archive, release
 from sources_kit import Files, git, tarball
 
 from fabric import bounds
@@ -40,13 +39,7 @@ class Archive:
         self.files = files
         self.top = top
         self.stanzas: list[str] = []
-        entries = top / "entries"
-        entries.mkdir()
-        (entries / "local.list").write_text(f"deb [trusted=yes] {files.url} ./\n")
-        (top / "apt.conf").write_text(
-            f'Dir::Etc::sourcelist "/dev/null";\nDir::Etc::sourceparts "{entries}";\n'
-        )
-        monkeypatch.setenv("APT_CONFIG", str(top / "apt.conf"))
+        only_archive(top, files.url, monkeypatch)
         self.lorry = top / "sources" / "all.lorry"
         self.lorry.parent.mkdir()
         self.said: list[str] = []
@@ -60,25 +53,19 @@ class Archive:
             for end, data in files.items()
         }
         named[f"{name}.dsc"] = f"Format: {format}\nSource: thing\nVersion: {version}\n".encode()
-        listed = ""
-        for kind, field in (("md5", "Files"), ("sha256", "Checksums-Sha256")):
-            listed += f"{field}:\n"
-            for file, data in named.items():
-                self.files.put(file, data)
-                listed += f" {hashlib.new(kind, data).hexdigest()} {len(data)} {file}\n"
+        for file, data in named.items():
+            self.files.put(file, data)
         self.stanzas.append(
             f"Package: thing\nBinary: thing\nVersion: {version}\nFormat: {format}\n"
-            f"Architecture: any\nDirectory: .\n{listed}\n"
+            f"Architecture: any\nDirectory: .\n{checksums(named)}\n"
         )
         self.publish()
 
     def publish(self) -> None:
         data = "".join(self.stanzas).encode()
         self.files.put("Sources", data)
-        digest = f"SHA256:\n {hashlib.sha256(data).hexdigest()} {len(data)} Sources\n"
-        self.files.put("Release", f"Suite: test\nCodename: test\n{digest}".encode())
-        for stamp in self.top.glob("trove/apt/*/updated"):
-            os.utime(stamp, (0, 0))
+        self.files.put("Release", release({"Sources": data}))
+        forget_lists(self.top)
 
     def sources(self) -> Sources:
         folder = self.lorry.parent

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import deb_kit
 import pytest
+from apt_kit import checksums, forget_lists, only_archive, release
 from sources_kit import Files, tarball
 
 from fabric.errors import SourceError
@@ -35,15 +36,9 @@ class Archive:
     def __init__(self, files: Files, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files = files
         self.top = top
-        entries = top / "entries"
-        entries.mkdir()
-        (entries / "local.list").write_text(f"deb [trusted=yes] {files.url}/now ./\n")
         server = f"{files.url}/then/@SNAPSHOTID@/"
-        (top / "apt.conf").write_text(
-            f'Dir::Etc::sourcelist "/dev/null";\nDir::Etc::sourceparts "{entries}";\n'
-            f'Acquire::Snapshots::URI::Host::127.0.0.1 "{server}";\n'
-        )
-        monkeypatch.setenv("APT_CONFIG", str(top / "apt.conf"))
+        mapped = f'Acquire::Snapshots::URI::Host::127.0.0.1 "{server}";\n'
+        self.conf = only_archive(top, f"{files.url}/now", monkeypatch, mapped)
         (top / "sources").mkdir()
         (top / "sources/all.lorry").write_text(LORRIES)
 
@@ -51,36 +46,27 @@ class Archive:
         """Offer that version alone, in a folder of the server; ``more``: lines of its Release."""
         orig = tarball({f"thing-{version}/version": version.encode()}, "xz")
         package = deb_kit.deb(deb_kit.member("./version", version.encode()))
-        source, binary = f"thing_{version}.orig.tar.xz", f"tool_{version}_amd64.deb"
-        dsc = f"thing_{version}-1.dsc"
-        named = {source: orig, dsc: b"Format: 3.0 (quilt)\nSource: thing\n"}
-        listed = ""
-        for kind, field in (("md5", "Files"), ("sha256", "Checksums-Sha256")):
-            listed += f"{field}:\n"
-            for file, data in named.items():
-                listed += f" {hashlib.new(kind, data).hexdigest()} {len(data)} {file}\n"
-        named[binary] = package
-        named["Sources"] = (
-            f"Package: thing\nBinary: tool\nVersion: {version}-1\nFormat: 3.0 (quilt)\n"
-            f"Architecture: any\nDirectory: .\n{listed}\n"
-        ).encode()
-        named["Packages"] = (
-            f"Package: tool\nVersion: {version}\nArchitecture: amd64\nMaintainer: -\n"
-            f"Filename: ./{binary}\nSize: {len(package)}\n"
-            f"SHA256: {hashlib.sha256(package).hexdigest()}\n\n"
-        ).encode()
-        release = f"Label: Test\nSuite: test\nCodename: test\nDate: {DATE}\n" + "".join(
-            f"{line}\n" for line in more
-        )
-        release += "SHA256:\n"
-        for file in ("Sources", "Packages"):
-            data = named[file]
-            release += f" {hashlib.sha256(data).hexdigest()} {len(data)} {file}\n"
-        named["Release"] = release.encode()
+        binary = f"tool_{version}_amd64.deb"
+        sources = {
+            f"thing_{version}.orig.tar.xz": orig,
+            f"thing_{version}-1.dsc": b"Format: 3.0 (quilt)\nSource: thing\n",
+        }
+        indexes = {
+            "Sources": (
+                f"Package: thing\nBinary: tool\nVersion: {version}-1\nFormat: 3.0 (quilt)\n"
+                f"Architecture: any\nDirectory: .\n{checksums(sources)}\n"
+            ).encode(),
+            "Packages": (
+                f"Package: tool\nVersion: {version}\nArchitecture: amd64\nMaintainer: -\n"
+                f"Filename: ./{binary}\nSize: {len(package)}\n"
+                f"SHA256: {hashlib.sha256(package).hexdigest()}\n\n"
+            ).encode(),
+        }
+        lines = "".join(f"{line}\n" for line in ("Label: Test", f"Date: {DATE}", *more))
+        named = {**sources, binary: package, **indexes, "Release": release(indexes, lines)}
         for file, data in named.items():
             self.files.put(f"{folder}/{file}", data)
-        for stamp in self.top.glob("*/apt/*/updated"):
-            os.utime(stamp, (0, 0))
+        forget_lists(self.top)
 
     def sources(self, trove: str, snapshot: str = "") -> Sources:
         importer = functools.partial(open_importer, snapshot=snapshot)
@@ -117,8 +103,7 @@ def test_update_with_a_snapshot_takes_the_newest(archive: Archive) -> None:
 
 
 def test_archive_may_say_itself_where_its_snapshots_are(archive: Archive) -> None:
-    conf = archive.top / "apt.conf"
-    conf.write_text(re.sub("Acquire::Snapshots.*", "", conf.read_text()))
+    archive.conf.write_text(re.sub("Acquire::Snapshots.*", "", archive.conf.read_text()))
     with pytest.raises(MovedError):
         archive.sources("second", THEN).resolve("upstream:thing", "1.0")
     archive.offer("now", "2.0", f"Snapshots: {archive.files.url}/then/@SNAPSHOTID@/")
@@ -128,7 +113,7 @@ def test_archive_may_say_itself_where_its_snapshots_are(archive: Archive) -> Non
 def test_apt_without_snapshots_is_an_error(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would ignore the field, and what it offers would not be what it says."""
+    """It would ignore the setting, and what it offers would not be what it says."""
     old = archive.top / "bin"
     old.mkdir()
     (old / "apt-config").write_text('#!/bin/sh\n[ "$4" != Acquire::Snapshots ] || exit 0\nexit 1\n')
