@@ -2,6 +2,7 @@
 
 With ``-n 2``, two processes run the tests, each in a world of its own: one those with guests, whose
 boots take all cores, and the other those with nodes, which mostly wait for Ansible.
+Tests with guests share a farm: each leaves it in order for the next one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machines_kit import scratch, tree, vmhost, world  # noqa: F401
+from machines_kit import farm, scratch, tree, vmhost, world  # noqa: F401
 from systems_kit import BUILD_SYSTEM, Built, user_cache
 from world_kit import World
 from xdist.scheduler import LoadScopeScheduling
 
 refused = World.refused()
 HERE = Path(__file__).parent
-#: The tests whose guests take more than half of the time.
-GUESTS = ("test_deploy.py", "test_minimal.py", "test_upgrade.py")
+#: The tests that share a farm of guests.
+GUESTS = ("test_deploy.py", "test_upgrade.py")
 
 
 class ByMachines(LoadScopeScheduling):

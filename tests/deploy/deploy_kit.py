@@ -27,7 +27,7 @@ def guide() -> str:
 class Cluster:
     """The example cluster, whose controller is the trove.  ``prefix`` begins all host names.
 
-    ``morph`` and ``name`` select another cluster of such machines.
+    ``morph`` is another description of it.
     """
 
     def __init__(
@@ -37,14 +37,13 @@ class Cluster:
         folder: Path,
         prefix: str = "",
         morph: str = MORPH,
-        name: str = "x86_64_distbuild_network",
     ) -> None:
         self.world = vmhost.world
         self._prefix = prefix
         self._morph = morph
         self._folder = folder
         folder.mkdir()
-        self.state = folder / "distbuild/clusters" / name
+        self.state = folder / "distbuild/clusters/x86_64_distbuild_network"
         self.environment = {
             **{f"{name}_url": self.host(name) for name in (*NAMES, "worker2")},
             "trove_id": "farm",

@@ -1,4 +1,4 @@
-"""Fixtures of tests with machines: a world, and in it a VM host."""
+"""Fixtures of tests with machines: a world, in it a VM host, and there a farm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guests_kit import Guests
 from systems_kit import BUILD_SYSTEM, ROOT, Built
 from vmhost_kit import VmHost
 from world_kit import World
@@ -36,3 +37,10 @@ def world(scratch: Path, built: Built) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def vmhost(world: World, scratch: Path) -> VmHost:
     return VmHost(world, scratch)
+
+
+@pytest.fixture(scope="session")
+def farm(vmhost: VmHost, built: Built, scratch: Path) -> Guests:
+    farm = Guests(vmhost, built, scratch)
+    farm.deploy()
+    return farm
