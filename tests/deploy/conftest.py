@@ -1,8 +1,8 @@
 """Fixtures of the deployment tests: a world with a VM host, and the built systems.
 
-With ``-n 2``, two processes run the tests, each in a world of its own: one those with guests, whose
-boots take all cores, and the other those with nodes, which mostly wait for Ansible.
-Tests with guests share a farm: each leaves it in order for the next one.
+With ``-n 2``, two processes run the tests, each in a world of its own: one those with a farm of
+guests, whose boots take all cores, and the other those with nodes, which mostly wait for Ansible.
+The former share that farm: each leaves it in order for the next one.
 """
 
 from __future__ import annotations

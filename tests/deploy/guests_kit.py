@@ -80,12 +80,12 @@ class Guests(Cluster):
             play.wait(300)
         assert "User interrupted execution" in log.read_text()
 
-    def image(self, name: str, more: str = "") -> Path:
-        """The image file of a machine; ``more`` is for those beside it."""
-        return self._scratch / f"vm/{name}_vm.img{more}"
+    def image(self, name: str) -> Path:
+        """The image file of a machine."""
+        return self._scratch / f"vm/{name}_vm.img"
 
     def images(self, pattern: str) -> list[str]:
-        """The names of the files beside images that fit a pattern."""
+        """The names of images, with what follows ``.img`` fitting a pattern."""
         return sorted(path.name for path in (self._scratch / "vm").glob(f"*_vm.img{pattern}"))
 
     def _partial(self) -> list[str]:
